@@ -1,0 +1,65 @@
+"""A table: a name, a version, and a pyarrow schema with a description on every column."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+PICTURE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+"""An encoded image, as Hugging Face `datasets` stores images."""
+
+
+def column(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
+    """One documented column; non-null unless said."""
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+RESULT_KEY = (
+    column("study_id", pa.string(), "the study: network weights x data set x numerics"),
+    column("result_id", pa.string(), "the result this row belongs to: one stage on one layer"),
+    column("layer", pa.string(), "dotted module name"),
+)
+UNIT = column("unit", pa.int32(), "channel of the layer, from 0")
+SPLIT = column("split", pa.string(), "train, val, ...: as the data set's index says")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A stored table.
+
+    Args:
+        name: the table's name, also of its folder and of its view in `query`.
+        version: raised when a column is added; columns are never changed.
+        schema: the columns, in order.
+        sort: the columns its rows are sorted by.
+    """
+
+    name: str
+    version: int
+    schema: pa.Schema
+    sort: tuple[str, ...] = ()
+
+    def cast(self, table: pa.Table, **metadata: str) -> pa.Table:
+        """Order, type and sort the columns of `table`; this is the validation before a write.
+
+        Args:
+            table: columns in any order, of any type that converts without loss.
+            metadata: written into the file's key-value metadata beside the schema version.
+
+        Raises:
+            ValueError: a column is missing or unknown, or a value is null where none may be, or does
+                not fit its type.
+        """
+        missing = [name for name in self.schema.names if name not in table.column_names]
+        extra = [name for name in table.column_names if name not in self.schema.names]
+        if missing or extra:
+            raise ValueError(f"table {self.name} has missing columns {missing}, unknown columns {extra}")
+        try:
+            cast = table.select(self.schema.names).cast(self.schema)
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise ValueError(f"table {self.name} does not fit its schema: {error}") from error
+        for field in self.schema:
+            if not field.nullable and cast[field.name].null_count:
+                raise ValueError(f"table {self.name} has nulls in {field.name}, which allows none")
+        if self.sort:
+            cast = cast.sort_by([(name, "ascending") for name in self.sort])
+        return cast.replace_schema_metadata({"table": self.name, "schema_version": str(self.version), **metadata})
