@@ -4,6 +4,8 @@ Locally a file is written beside its place and renamed; on an object store it is
 publishes only where nothing is yet, so that of two writers one wins and the other learns of it.
 """
 
+from __future__ import annotations  # the method `list` hides the built-in type
+
 import hashlib
 import io
 import json
@@ -147,7 +149,7 @@ class Store:
                 return reader.read_all()
             return pq.ParquetFile(file).read(columns=columns)
 
-    def _errors(self, verb: str, path: str) -> "_StoreErrors":
+    def _errors(self, verb: str, path: str) -> _StoreErrors:
         return _StoreErrors(f"cannot {verb} {self.location(path)}")
 
 

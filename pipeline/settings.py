@@ -1,0 +1,36 @@
+"""What a user can set: frozen pydantic models that refuse what they do not know."""
+
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where nothing is near."""
+    near = get_close_matches(name, known, 3, 0.5)
+    return f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+class Cluster(Settings):
+    """Where shards are worked on (`cluster=ray` or `cluster=inline`)."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    address: str | None = None  # of a running Ray cluster; None starts a local one on loopback
+    workers: int | None = Field(None, ge=1)  # None: one for every `cpus_per_worker` the cluster has
+    threads: int = Field(1, ge=1)  # torch threads a worker; part of the numerics, so set in every executor
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    resources: dict[str, float] = {}  # custom Ray resources a worker asks for
+    window: int = Field(2, ge=1)  # shards in flight a worker: one being computed, the rest being read
+    max_deaths: int = Field(3, ge=1)  # a shard that outlives this many workers is quarantined
+    shard_timeout: float = Field(1800, gt=0)  # seconds after which a shard counts as hung
+    start_timeout: float = Field(120, gt=0)  # seconds without any worker after which the run fails
+    runtime_env: dict[str, Any] = {}

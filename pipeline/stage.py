@@ -1,0 +1,189 @@
+"""A stage: settings, how to cut the work into shards, how to build the worker.
+
+A stage that maps over the data set has shards of it; each worker writes, for every shard and layer,
+files under `staging/<result_id>/`, the last of which marks the shard done. Then one reduce shard a
+layer turns these, or the results the stage reads, into tables and publishes them.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import ConfigDict
+
+from pipeline.results import Result, publish, result_id, staging_path
+from pipeline.settings import Settings
+from pipeline.store import Store, StoredFile
+from pipeline.study import Study
+from schemas import CONCEPTS, Manifest
+from workers.models import LoadedModel, ModelSpec, load
+from workers.nn.receptive_field import ReceptiveField
+from workers.worker import Shard, Worker
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the driver found it: its size, and what lies under its grid."""
+
+    name: str
+    num_units: int
+    height: int
+    width: int
+    field: ReceptiveField | None = None
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """One layer of a job: the result to make, and the results to make it from."""
+
+    layer: Layer
+    result_id: str
+    settings: dict[str, Any]
+    inputs: dict[str, Result] = field(default_factory=dict)
+    seconds: float = 0.0  # of the map shards, known once they are done
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage on some layers of a study: what travels to a worker. No model, no tensor."""
+
+    store: Store
+    study: Study
+    manifest: Manifest
+    model: ModelSpec
+    device: str
+    layers: dict[str, LayerJob]
+    seed: int = 0
+
+    def load_model(self) -> LoadedModel:
+        """The network, on the job's device; its weights are checked against the study's."""
+        loaded = load(self.model, read_anywhere(self.store))
+        if loaded.weights_sha256 != self.study.weights_sha256:
+            raise ValueError(
+                f"the weights of {self.model.name} have changed since the run began: "
+                f"{loaded.weights_sha256[:12]} here, {self.study.weights_sha256[:12]} in the study"
+            )
+        loaded.module.to(self.device)
+        return loaded
+
+    @cached_property
+    def concepts(self) -> pa.Table:
+        return self.store.read_table(self.manifest.files[CONCEPTS.name])
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The data set's shards, for all layers of the job."""
+        return [
+            Shard(f"{index:06d}", index, entry.path, entry.rows, entry.first_image, tuple(self.layers))
+            for index, entry in enumerate(self.manifest.shards)
+        ]
+
+
+def read_anywhere(store: Store) -> Callable[[str], bytes]:
+    """Reads a file by URL, or by its path in the store."""
+
+    def read(path: str) -> bytes:
+        folder, _, name = path.rpartition("/")
+        if path.startswith("store:"):
+            return store.read(path.removeprefix("store:"))
+        return Store(folder or ".").read(name)
+
+    return read
+
+
+class Stage(Settings):
+    """What every stage is: its fields are its settings, and its settings are hashed into its results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1  # raised when the meaning of the result changes
+    inputs: ClassVar[tuple[str, ...]] = ()
+    hangs_on_images: ClassVar[bool] = False  # whether labels have no say: such staging outlives new labels
+
+    def settings_of(self, layer: str) -> dict[str, Any]:
+        """What is hashed for one layer."""
+        return self.model_dump(mode="json")
+
+    def result_id(self, layer: str, study: Study, inputs: dict[str, str]) -> str:
+        """The id of this stage's result on a layer, given the ids of what it reads."""
+        scope = study.forward_id if self.hangs_on_images else study.study_id
+        return result_id(self.name, self.version, self.settings_of(layer), layer, scope, inputs)
+
+    def supplement(self, job: Job) -> "tuple[Stage, list[str]] | None":
+        """Another stage that must run first, and on which layers; known only from the job's inputs."""
+        return None
+
+    def shards(self, job: Job) -> list[Shard]:
+        """Shards of the map, before those that are done are left out; none for a stage that only reduces."""
+        return []
+
+    def marker(self, shard: Shard) -> str:
+        """The file under `staging/<result_id>/` whose presence says that a shard is done."""
+        return f"{shard.name}.arrow"
+
+    def build(self, job: Job) -> Worker:
+        """The worker of the map."""
+        raise TypeError(f"stage {self.name} has no map")
+
+    def reduce(self, job: Job, layer: LayerJob) -> "Reduced":
+        """Turn what was staged, or the inputs, into the layer's tables."""
+        raise TypeError(f"stage {self.name} has no reduce")
+
+    def build_reduce(self, job: Job) -> Worker:
+        """The worker that reduces one layer a shard and publishes its result."""
+
+        def read(shard: Shard) -> LayerJob:
+            return job.layers[shard.layers[0]]
+
+        def write(shard: Shard, reduced: Reduced) -> int:
+            layer = job.layers[shard.layers[0]]
+            result = Result(
+                result_id=layer.result_id,
+                study_id=job.study.study_id,
+                stage=self.name,
+                version=self.version,
+                layer=layer.layer.name,
+                settings=layer.settings,
+                inputs={name: result.result_id for name, result in sorted(layer.inputs.items())},
+                tables={},
+                staging=reduced.staging,
+                seconds=layer.seconds,
+                finished=datetime.now(UTC),
+            )
+            publish(job.store, result, reduced.tables)
+            return sum(table.nbytes for table in reduced.tables.values())
+
+        return Worker(read, lambda layer: self.reduce(job, layer), write)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reduce makes: rows by table name, and the staging files later stages may read."""
+
+    tables: dict[str, pa.Table]
+    staging: list[StoredFile] = field(default_factory=list)
+
+
+def stage_table(store: Store, result_id: str, name: str, table: pa.Table) -> StoredFile:
+    """Write one staging file."""
+    return store.write_table(staging_path(result_id, name), table)
+
+
+def staged_tables(
+    store: Store, result_id: str, shards: Iterable[Shard], suffix: str
+) -> Iterable[tuple[Shard, StoredFile, pa.Table]]:
+    """The staging files of shards one by one, in order, with the hash of what was read."""
+    for shard in shards:
+        path = staging_path(result_id, f"{shard.name}.{suffix}")
+        data = store.read(path)
+        table = pa.ipc.open_file(data).read_all()
+        yield shard, StoredFile(path, hashlib.sha256(data).hexdigest(), len(table), len(data)), table

@@ -1,0 +1,92 @@
+"""What a store holds and how far running work is: read from the store, so from any machine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.collect import depth
+from pipeline.results import list_results, read_result_table
+from pipeline.store import Store
+from pipeline.study import list_studies
+from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
+
+
+@dataclass(frozen=True)
+class Status:
+    """Rows of the tables that `raydissect status` prints."""
+
+    studies: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    unfinished: list[dict[str, Any]]
+
+
+def read_status(store: Store, last_runs: int = 5) -> Status:
+    """Studies with what is published of them, the last runs, and the shards of unfinished work."""
+    results = list_results(store)
+    studies = [
+        {
+            "study": study_id,
+            "model": study.model,
+            "dataset": study.dataset,
+            "images": study.num_images,
+            "layers": len({result.layer for result in results if result.study_id == study_id}),
+            "results": sum(result.study_id == study_id for result in results),
+        }
+        for study_id, study in sorted(list_studies(store).items())
+    ]
+    ended = {path.split("/")[-1].removesuffix(".parquet"): path for path in store.list("tables/runs")}
+    announced = sorted(path for path in store.list("runs") if path.endswith(".json"))[-last_runs:]
+    words = [store.read_json(path) for path in announced]
+    runs = [_run_row(store, word, ended.get(word["run_id"])) for word in words]
+    published = {result.result_id for result in results}
+    unfinished = [row for word in words for row in _unfinished(store, word, published)]
+    return Status(studies, runs, unfinished)
+
+
+def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
+    """Detectors, unique concepts and dead units of every layer, by the newest results."""
+    results = sorted(list_results(store, study_id), key=lambda result: result.finished)
+    newest = {(result.stage, result.layer): result for result in results}
+    rows = []
+    for (stage, layer), result in newest.items():
+        record, thresholds = newest.get(("record", layer)), newest.get(("thresholds", layer))
+        if stage != LAYER_SUMMARY.name or record is None or thresholds is None or not record.tables:
+            continue
+        summary = read_result_table(store, result, LAYER_SUMMARY).to_pandas()
+        found = read_result_table(store, record, LAYERS).to_pylist()[0]
+        dead = read_result_table(store, thresholds, THRESHOLDS, ["is_dead"]).to_pandas()["is_dead"].sum()
+        rows.append(
+            {
+                **found,
+                "units": found["num_units"],
+                "detectors": int(summary["num_detectors"].sum()),
+                "unique concepts": int(summary["num_unique_concepts"].sum()),
+                "dead units": int(dead),
+            }
+        )
+    return sorted(rows, key=depth)
+
+
+def _run_row(store: Store, word: dict[str, Any], ended: str | None) -> dict[str, Any]:
+    row = {"run": word["run_id"], "study": word["study_id"], "started": word["started"][:19]}
+    if ended is None:
+        return {**row, "outcome": "running, or killed"}
+    found = store.read_table(ended, [name for name in RUNS.schema.names if name in ("outcome", "computed", "error")])
+    record = found.to_pylist()[0]
+    return {
+        **row,
+        "outcome": record["outcome"],
+        "computed": len(record["computed"]),
+        "error": (record["error"] or "")[:80],
+    }
+
+
+def _unfinished(store: Store, word: dict[str, Any], published: set[str]) -> list[dict[str, Any]]:
+    rows = []
+    for todo in word["todo"]:
+        if todo["result_id"] in published:
+            continue
+        names = [path.split("/")[-1] for path in store.list(f"staging/{todo['result_id']}")]
+        done = len({name.split(".")[0] for name in names if name[:1].isdigit()})
+        row = {"run": word["run_id"], "stage": todo["stage"], "layer": todo["layer"]}
+        rows.append({**row, "shards done": done, "shards": word["shards"]})
+    return rows
