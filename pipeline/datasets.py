@@ -138,9 +138,7 @@ def label_areas_table(dataset_id: str, areas: pa.Table) -> pa.Table:
     """The `label_areas` of a data set: `areas` summed over its shards."""
     total = areas.group_by(["concept_id", "split"]).aggregate([("label_pixels", "sum"), ("images", "sum")])
     total = total.rename_columns([name.removesuffix("_sum") for name in total.column_names])
-    return LABEL_AREAS.cast(
-        total.append_column("dataset_id", pa.array([dataset_id] * len(total), pa.string()))
-    )
+    return LABEL_AREAS.cast(total.append_column("dataset_id", pa.array([dataset_id] * len(total), pa.string())))
 
 
 def concepts_table(dataset_id: str, concepts: dict[int, Concept], areas: pa.Table) -> pa.Table:

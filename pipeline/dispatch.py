@@ -188,7 +188,7 @@ class Dispatch:
 
     def _check_deadline(self, seat: Seat) -> None:
         limit = self._cluster.shard_timeout
-        if seat.running and monotonic() - seat.oldest_since > limit:
+        if seat.running and monotonic() - seat.oldest_since >= limit:
             self._bury(seat, Death(f"killed: no shard done in {limit:g} s (cluster.shard_timeout)"))
 
     def _bury(self, seat: Seat, death: Death) -> None:

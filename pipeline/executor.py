@@ -177,9 +177,7 @@ class InlineExecutor:
         yield upcoming
 
 
-def _finish(
-    worker: Worker, shard: Shard, watch: Stopwatch, batch: Future[Any], hardware: str
-) -> ShardReport | Failure:
+def _finish(worker: Worker, shard: Shard, watch: Stopwatch, batch: Future[Any], hardware: str) -> ShardReport | Failure:
     try:
         outputs = watch.time("compute", worker.compute, batch.result())
         written = watch.time("write", worker.write, shard, outputs)

@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -85,9 +85,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "DataSettings":
         if self.shard_size % self.batch_size:
-            raise ValueError(
-                f"shard_size is {self.shard_size}, must be a multiple of batch_size ({self.batch_size})"
-            )
+            raise ValueError(f"shard_size is {self.shard_size}, must be a multiple of batch_size ({self.batch_size})")
         if self.root is not None and self.source == "mini":
             raise ValueError(f"root is {self.root!r} for data source mini: leave it out, it is generated")
         return self
@@ -169,7 +167,7 @@ class _Ingest:
             rejects += _reject_rows(group.rejects)
             self._report(group.end, markers, len(rows))
         self._check_rejects(rejects, _num_images(markers))
-        return self._publish(source.categories, concepts, markers, rejects)
+        return self._publish(source.categories(), concepts, markers, rejects)
 
     def _finished(self) -> list[_Marker]:
         """Markers of the shards that an earlier ingest of this source finished."""
@@ -199,7 +197,8 @@ class _Ingest:
         first_image = _num_images(markers)
         data = to_parquet(shard_table(group.images, first_image), self._settings.batch_size)
         sha256 = hashlib.sha256(data).hexdigest()
-        self._store.create(datasets.shard_path(sha256), data)
+        # Not `create`: gc takes an old file that no manifest names yet for a leftover.
+        self._store.write(datasets.shard_path(sha256), data)
         marker = _Marker(
             entry=ShardEntry(
                 path=datasets.shard_path(sha256),
@@ -330,7 +329,7 @@ def _mini_fingerprint(settings: DataSettings, code: Path) -> str:
 
 def _outcomes(
     source: Source, rows: list[Row], start: int, limit: int | None, threads: int
-) -> Iterator[tuple[int, Encoded | Reject]]:
+) -> Generator[tuple[int, Encoded | Reject], None, None]:
     """Read rows from `start` on in threads, a few ahead, and give them in order, up to `limit` good ones."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest")
     pending: deque[tuple[int, Future[Encoded | Reject]]] = deque()

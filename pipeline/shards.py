@@ -144,8 +144,8 @@ def to_parquet(table: pa.Table, batch_size: int) -> bytes:
         buffer,
         row_group_size=batch_size,
         compression="zstd",
-        use_dictionary=["split"],
-        write_statistics=["image_id"],
+        use_dictionary=["split"],  # pyright: ignore[reportArgumentType]
+        write_statistics=["image_id"],  # pyright: ignore[reportArgumentType]
     )
     return buffer.getvalue()
 

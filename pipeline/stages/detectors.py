@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.columns import to_tensor
 from pipeline.results import read_result_table
 from pipeline.stage import Job, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
@@ -121,7 +122,9 @@ class _Counts:
         areas = self._chosen(areas, "category")
         places = pc.index_in(areas["category"], pa.array(self._index.categories)).to_numpy()
         column = "mask_pixels" if self._union == "all" else f"mask_pixels_{self._union}"
-        by_category = self._add(areas, torch.from_numpy(places.astype(np.int64)), column, len(self._index.categories))
+        by_category = self._add(
+            areas, torch.from_numpy(np.array(places, dtype=np.int64)), column, len(self._index.categories)
+        )
         return intersection, by_category[:, self._category]
 
     def label_pixels(self, shard: int | None = None) -> Tensor:
@@ -130,15 +133,15 @@ class _Counts:
         areas = self._chosen(areas, "concept_id")
         places = self._index.places(areas["concept_id"].to_numpy())
         pixels = torch.zeros(len(self._index.concept_ids), dtype=torch.int64)
-        return pixels.index_add_(0, places, torch.from_numpy(areas["label_pixels"].to_numpy().copy()))
+        return pixels.index_add_(0, places, to_tensor(areas, "label_pixels"))
 
     def _chosen(self, table: pa.Table, key: str) -> pa.Table:
         return table.filter(pc.and_(pc.is_in(table["split"], self._splits), pc.is_valid(table[key])))
 
     def _add(self, table: pa.Table, places: Tensor, column: str, width: int) -> Tensor:
         total = torch.zeros(self._units * width, dtype=torch.int64)
-        cells = torch.from_numpy(table["unit"].to_numpy().astype(np.int64)) * width + places
-        total.index_add_(0, cells, torch.from_numpy(table[column].to_numpy().astype(np.int64)))
+        cells = to_tensor(table, "unit", np.int64) * width + places
+        total.index_add_(0, cells, to_tensor(table, column, np.int64))
         return total.view(self._units, width)
 
 

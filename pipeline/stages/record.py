@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.columns import to_tensor
 from pipeline.results import staging_path
 from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
@@ -83,7 +84,7 @@ class Record(Stage):
         """Every unit's bound; with `units`, nothing of the others and everything of these."""
         if self.units is None:
             table = job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
-            return torch.from_numpy(table["bound"].to_numpy())
+            return to_tensor(table, "bound")
         bounds = torch.full((layer.layer.num_units,), torch.inf)
         bounds[list(self.units[layer.layer.name])] = -torch.inf
         return bounds
@@ -149,9 +150,7 @@ def _columns(statistics: UnitStatistics) -> dict[str, np.ndarray]:
 
 
 def _statistics(table: pa.Table) -> UnitStatistics:
-    return UnitStatistics(
-        *(torch.from_numpy(table[name].to_numpy().copy()) for name in ("num_above", "num_at", "max", "min", "sum"))
-    )
+    return UnitStatistics(*(to_tensor(table, name) for name in ("num_above", "num_at", "max", "min", "sum")))
 
 
 def _top_images(parts: list[pa.Table], count: int) -> pa.Table:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from pipeline.columns import to_tensor
 from pipeline.results import Result, staging_path
 from pipeline.stage import Job, LayerJob
 from schemas.staging import UNIT_STATISTICS
@@ -82,8 +83,8 @@ def _read(job: Job, record: Result, shard: Shard) -> ShardMaps:
     cells = table.schema.field("map").type.list_size
     flat = pa.concat_arrays(table["map"].chunks).flatten() if len(table) else pa.array([], pa.float32())
     return ShardMaps(
-        *(torch.from_numpy(table[name].to_numpy().copy()) for name in ("image_id",)),
-        torch.from_numpy(table["unit"].to_numpy().astype(np.int64)),
-        torch.from_numpy(table["max"].to_numpy().copy()),
-        torch.from_numpy(flat.to_numpy(zero_copy_only=False).copy()).view(-1, cells),
+        to_tensor(table, "image_id"),
+        to_tensor(table, "unit", np.int64),
+        to_tensor(table, "max"),
+        torch.from_numpy(np.array(flat)).view(-1, cells),
     )

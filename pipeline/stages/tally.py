@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.columns import to_tensor
 from pipeline.results import read_result_table
 from pipeline.stage import Job, LayerJob, Reduced, stage_table, staged_tables
 from pipeline.stages.labels import ConceptIndex, read_annotations
@@ -144,7 +145,7 @@ class Tally(MaskSettings):
 def read_thresholds(job: Job, layer: LayerJob) -> Tensor:
     """T_u of every unit, float32."""
     table = read_result_table(job.store, layer.inputs["thresholds"], THRESHOLDS, ["threshold"])
-    return torch.from_numpy(table["threshold"].to_numpy().copy())
+    return to_tensor(table, "threshold")
 
 
 def _to_rows(job: Job, index: ConceptIndex, permutation: int, counts: Counts) -> list[pa.Table]:

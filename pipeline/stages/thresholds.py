@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from pipeline.columns import to_tensor
 from pipeline.stage import Job, LayerJob, Reduced, Stage
 from pipeline.stages.record import Record
 from pipeline.stages.tails import read_tail_maps, read_unit_statistics
@@ -42,7 +43,7 @@ class Thresholds(Stage):
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         statistics = read_unit_statistics(job, layer)
         bound, above, largest, smallest, total = (
-            torch.from_numpy(statistics[name].to_numpy().copy()) for name in ("bound", "num_above", "max", "min", "sum")
+            to_tensor(statistics, name) for name in ("bound", "num_above", "max", "min", "sum")
         )
         rank, cells = self._rank(job, layer), job.manifest.num_images * layer.layer.cells
         at_bound = above <= rank

@@ -1,0 +1,42 @@
+"""What a report is made from: rows of the published tables."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class LayerData:
+    """One dissected layer.
+
+    Args:
+        layer: the layer's row of `layers`.
+        summary: its rows of `layer_summary`.
+        detectors: its rows of `detectors`.
+        exemplars: its rows of `exemplars`: a table, or tables or record batches one after another; of an
+            iterable only one element is held at a time, and it is read once.
+        thresholds: its rows of `thresholds`.
+        settings: quantile, mask_order, upsampling, union, min_iou, null_permutations; others are shown too.
+    """
+
+    layer: dict[str, Any]
+    summary: pa.Table
+    detectors: pa.Table
+    exemplars: pa.Table | Iterable[pa.Table | pa.RecordBatch]
+    thresholds: pa.Table
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """One study and its layers, from the input of the network to its output.
+
+    Args:
+        study: the study's row of `studies`; at least study_id, model, weights, dataset and num_images.
+        layers: the dissected layers in the order of the network.
+    """
+
+    study: dict[str, Any]
+    layers: Sequence[LayerData]

@@ -1,0 +1,26 @@
+"""The tables of a report as CSV files that no spreadsheet takes for formulas."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def safe_cell(value: Any) -> Any:
+    """A cell's value; text that a spreadsheet could take for a formula gets a leading apostrophe."""
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return value
+
+
+def write_csv(path: Path, table: pa.Table) -> None:
+    """Write a table as CSV: UTF-8, a header of column names, empty cells for nulls."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([safe_cell(name) for name in table.column_names])
+        for batch in table.to_batches(max_chunksize=1024):
+            columns = [column.to_pylist() for column in batch.columns]
+            writer.writerows([safe_cell(value) for value in row] for row in zip(*columns, strict=True))

@@ -1,0 +1,207 @@
+"""Static pages of one study: an index, one page a layer, pictures, a script and a style sheet.
+
+Everything is a plain file with a relative address, so that a report opens from a disk, a web server or a
+zip file alike. Labels reach the pages through Jinja's autoescape only, and never become part of a file name,
+a class or a style; the Content-Security-Policy refuses inline scripts and styles and any other origin.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.report.data import LayerData, ReportData
+from pipeline.report.download import write_csv
+from pipeline.report.pictures import Exemplar, write_pictures
+from pipeline.report.summary import BAR_WIDTH, LayerSummary, stack, summarize
+from pipeline.report.units import (
+    ConceptCount,
+    Unit,
+    color_classes,
+    count_concepts,
+    join_thresholds,
+    order_categories,
+    read_units,
+)
+
+MISSING = "–"
+WHISKER_WIDTH = 160
+PANELS = (("Detectors", "num_detectors"), ("Unique concepts", "num_unique_concepts"))
+MEANINGS = {
+    "union": {
+        "annotated": "mask pixels over images annotated for the concept's category",
+        "all": "mask pixels over all images",
+        "under_mask": "mask pixels over images where a label of the category lies under the mask",
+        "concept": "mask pixels over images that hold the concept",
+    },
+    "mask_order": {
+        "upsample_first": "the map is upsampled, then compared with the threshold",
+        "threshold_first": "the map is compared with the threshold, then upsampled and compared with 0.5",
+    },
+    "upsampling": {
+        "resize": "bilinear, half-pixel centers",
+        "receptive_field": "bilinear, aligned by the receptive field's center and stride",
+    },
+}
+
+_HERE = Path(__file__).parent
+_STATIC = ("report.css", "report.js")
+
+
+def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Path:
+    """Write the report of a study; the same tables give the same bytes.
+
+    Args:
+        folder: where the files go; made if missing, older files of the same names are replaced.
+        data: the study and its layers.
+        all_units: show exemplars of every unit, not of detectors only.
+
+    Returns:
+        path of `index.html`, which is written last.
+
+    Raises:
+        InputError: a picture is neither JPEG nor PNG.
+    """
+    pages = page_names([layer.layer["layer"] for layer in data.layers])
+    categories = {name for layer in data.layers for name in _categories(layer)}
+    environment = _environment(color_classes(categories))
+    for name in ("layers", "static"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in _STATIC:
+        (folder / "static" / name).write_bytes((_HERE / "static" / name).read_bytes())
+
+    summaries = []
+    for i, (layer, page) in enumerate(zip(data.layers, pages, strict=True)):
+        units = read_units(layer)
+        shown = {unit.unit for unit in units if all_units or unit.is_detector}
+        exemplars = write_pictures(folder / "pictures" / page, layer.exemplars, shown)
+        write_csv(folder / "layers" / f"{page}-detectors.csv", join_thresholds(layer.detectors, units))
+        summaries.append(summarize(page, layer, units))
+        context = _layer_context(layer, units, exemplars)
+        context |= {"study": data.study, "page": page, **_neighbors(data.layers, pages, i)}
+        context["with_card"] = [unit for unit in units if unit.unit in shown]
+        _write(folder / "layers" / f"{page}.html", environment, "layer.html.j2", context)
+    context = _index_context(data, summaries, order_categories(categories))
+    return _write(folder / "index.html", environment, "index.html.j2", context)
+
+
+def page_names(layers: Sequence[str]) -> list[str]:
+    """File names for layers: the name itself where any file system can hold it, else told apart by a hash."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for layer in layers:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", layer).strip(".")[:80]
+        if name != layer or not name or name.casefold() in taken:
+            name = f"{name}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
+        if name.casefold() in taken:
+            name = f"{name}-{len(names)}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _categories(layer: LayerData) -> set[str]:
+    return {*layer.summary["category"].to_pylist(), *layer.detectors["category"].to_pylist()}
+
+
+def _neighbors(layers: Sequence[LayerData], pages: Sequence[str], place: int) -> dict[str, Any]:
+    """Name and page of the layers before and after."""
+    named = [None, *((layer.layer["layer"], page) for layer, page in zip(layers, pages, strict=True)), None]
+    return {"before": named[place], "after": named[place + 2]}
+
+
+def _layer_context(layer: LayerData, units: Sequence[Unit], exemplars: dict[int, list[Exemplar]]) -> dict[str, Any]:
+    concepts = count_concepts(units)
+    min_iou = layer.settings.get("min_iou")
+    ends = [end for unit in units if unit.best for end in (unit.best.iou, unit.best.iou_high or 0.0)]
+    return {
+        "root": "../",
+        "layer": layer.layer,
+        "settings": _describe(layer.settings),
+        "min_iou": min_iou,
+        "results": sorted(set(layer.detectors["result_id"].to_pylist())),
+        "units": units,
+        "exemplars": exemplars,
+        "num_detectors": sum(unit.is_detector for unit in units),
+        "num_dead": sum(unit.is_dead for unit in units),
+        "num_concepts": len(concepts),
+        "concepts": _group(concepts),
+        "categories": order_categories({unit.best.category for unit in units if unit.best}),
+        "scale": WHISKER_WIDTH / _round_up(max([*ends, 2 * (min_iou or 0.0)])),
+        "whisker_width": WHISKER_WIDTH,
+    }
+
+
+def _index_context(data: ReportData, summaries: Sequence[LayerSummary], categories: Sequence[str]) -> dict[str, Any]:
+    settings = [layer.settings for layer in data.layers]
+    shared = bool(settings) and all(other == settings[0] for other in settings)
+    panels = []
+    for title, count in PANELS:
+        totals = [summary.total(count) for summary in summaries]
+        bars = [stack(summary, count, categories, max(totals)) for summary in summaries]
+        panels.append((title, list(zip(summaries, totals, bars, strict=True))))
+    return {
+        "root": "",
+        "study": data.study,
+        "numerics": _to_dict(data.study.get("numerics")),
+        "settings": _describe(settings[0]) if shared else [],
+        "summaries": summaries,
+        "categories": categories,
+        "panels": panels,
+        "bar_width": BAR_WIDTH,
+    }
+
+
+def _group(concepts: Sequence[ConceptCount]) -> list[tuple[str, list[ConceptCount]]]:
+    """The concepts of each category, in the order of legends."""
+    names = order_categories({concept.category for concept in concepts})
+    return [(name, [concept for concept in concepts if concept.category == name]) for name in names]
+
+
+def _describe(settings: dict[str, Any]) -> list[tuple[str, Any, str]]:
+    """Settings as name, value, what the value means."""
+    return [(name, value, MEANINGS.get(name, {}).get(value, "")) for name, value in settings.items()]
+
+
+def _to_dict(numerics: Any) -> dict[str, Any]:
+    """The study's numerics, which its table stores as JSON."""
+    return json.loads(numerics) if isinstance(numerics, str) else dict(numerics or {})
+
+
+def _round_up(value: float, step: float = 0.05) -> float:
+    return max(math.ceil(value / step), 1) * step
+
+
+def _environment(classes: dict[str, str]) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = {"count": "{:,}", "iou": "{:.3f}", "real": "{:#.4g}"}
+    for name, form in formats.items():
+        environment.filters[name] = _formatter(form)
+    environment.filters["probability"] = _format_probability
+    environment.filters["color"] = classes.__getitem__
+    return environment
+
+
+def _formatter(form: str) -> Callable[[float | None], str]:
+    return lambda value: MISSING if value is None else form.format(value).rstrip(".")
+
+
+def _format_probability(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
+
+
+def _write(path: Path, environment: Environment, template: str, context: dict[str, Any]) -> Path:
+    text = environment.get_template(template).render(context)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path

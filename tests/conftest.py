@@ -1,0 +1,8 @@
+"""Shapes of `workers.methods` and `workers.nn` are checked while tests run; Ray reports no usage."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+install_import_hook(["workers.methods", "workers.nn"], "beartype.beartype")
