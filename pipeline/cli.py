@@ -99,7 +99,8 @@ def report(
 ) -> None:
     """Write a study's report as HTML pages; without a study, of the only one there is."""
     from pipeline.compose import compose_settings
-    from pipeline.report import collect, write_report
+    from pipeline.report import write_report
+    from pipeline.report.collect import collect
     from pipeline.store import Store
     from pipeline.study import find_study
 

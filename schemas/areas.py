@@ -7,7 +7,11 @@ from schemas.tally import PERMUTATION
 
 AREA_COUNTS = (
     column("mask_pixels_annotated", pa.int64(), "mask pixels over images annotated for the category"),
-    column("mask_pixels_under_mask", pa.int64(), "mask pixels over images where a label of the category lies under the mask"),
+    column(
+        "mask_pixels_under_mask",
+        pa.int64(),
+        "mask pixels over images where a label of the category lies under the mask",
+    ),
     column("mask_pixels", pa.int64(), "mask pixels over all images; the same in every category"),
 )
 _KEY = (UNIT, column("category", pa.string(), "color, object, part, ..."), SPLIT)

@@ -42,7 +42,9 @@ CONCEPTS = Table(
 _AREA = (
     column("concept_id", pa.int32(), "label number"),
     SPLIT,
-    column("label_pixels", pa.int64(), "G[c]: pixels of the concept; an image's whole label map for a whole-image label"),
+    column(
+        "label_pixels", pa.int64(), "G[c]: pixels of the concept; an image's whole label map for a whole-image label"
+    ),
     column("images", pa.int64(), "images that hold the concept"),
 )
 

@@ -7,7 +7,9 @@ from schemas.table import SPLIT, UNIT, Table, column
 PILOT_CELLS = Table(
     "pilot_cells",
     1,
-    pa.schema([UNIT, column("cells", pa.list_(pa.float32()), "largest sampled cells of the pilot's shard, descending")]),
+    pa.schema(
+        [UNIT, column("cells", pa.list_(pa.float32()), "largest sampled cells of the pilot's shard, descending")]
+    ),
 )
 
 BOUNDS = Table(

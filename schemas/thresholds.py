@@ -11,7 +11,9 @@ THRESHOLDS = Table(
         [
             *RESULT_KEY,
             UNIT,
-            column("threshold", pa.float32(), "T_u, the (k+1)-th largest cell over all images, k = floor(quantile * cells)"),
+            column(
+                "threshold", pa.float32(), "T_u, the (k+1)-th largest cell over all images, k = floor(quantile * cells)"
+            ),
             column("num_cells", pa.int64(), "N_u = images * height * width of the grid"),
             column("num_above", pa.int64(), "cells strictly above the threshold, at most k"),
             column("max", pa.float32(), "largest cell"),
