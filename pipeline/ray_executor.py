@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,6 +33,12 @@ from workers.worker import Shard, ShardReport
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # descriptors and reports need none; Ray insists on 75 MiB
 _LONGEST_FOLDER = 20  # of temporary folders: Ray's socket paths below must stay within 107 bytes
+_KNOCK_SECONDS = 10
+_LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of later Rays; 2.55 warns where it is unset
+}
 
 logger = logging.getLogger("raydissect")
 
@@ -195,7 +202,10 @@ def _connect(cluster: Cluster) -> Iterator[None]:
         options: dict[str, Any] = {"address": cluster.address}
         if cluster.address is None:
             options = stack.enter_context(_local_options(cluster))
+        if not ray.is_initialized():  # by someone else, to another cluster: `init` refuses
+            stack.callback(ray.shutdown)  # also where `init` is interrupted, and before the token is gone
         try:
+            _knock(cluster.address)
             ray.init(
                 **options,
                 runtime_env=cluster.runtime_env or None,
@@ -203,10 +213,24 @@ def _connect(cluster: Cluster) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
         except (OSError, RuntimeError, ValueError, RayError) as error:
-            where = f"reach the Ray cluster at {cluster.address}" if cluster.address else "start Ray here"
-            raise NoWorkersError(f"cannot {where}: {error}") from error
-        stack.callback(ray.shutdown)
+            raise _no_connection(cluster, error) from error
         yield
+
+
+def _knock(address: str | None) -> None:
+    """Notice in a moment that nobody listens at `host:port`, which takes Ray two minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+def _no_connection(cluster: Cluster, error: Exception) -> NoWorkersError:
+    if cluster.address is None:
+        return NoWorkersError(f"cannot start Ray here: {error}. cluster=inline runs without it")
+    cure = "is it running, and may this machine reach it?"
+    if "AuthToken" in f"{error} {error.__cause__}":
+        cure = "it refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's own"
+    return NoWorkersError(f"cannot reach the Ray cluster at cluster.address={cluster.address}: {error}; {cure}")
 
 
 @contextmanager
@@ -239,7 +263,7 @@ def _loopback_only() -> Iterator[None]:
     before = constants.ENABLE_RAY_CLUSTER
     constants.ENABLE_RAY_CLUSTER = False
     try:
-        with _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}):
+        with _environment(_LOCAL_ENVIRONMENT):
             yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before

@@ -27,6 +27,7 @@ from pipeline.stages.record import Record
 from pipeline.stages.tails import SUPPLEMENT
 from pipeline.store import Store
 from pipeline.study import Numerics, Study
+from pipeline.train import train
 from pipeline.views import write_views
 from schemas import RUNS, Manifest
 from workers.models import ModelSpec, load
@@ -35,6 +36,7 @@ from workers.worker import Shard, ShardReport
 
 logger = logging.getLogger("raydissect")
 
+TRAINING_THREADS = 2  # part of what mininet's weights depend on, so the same on every machine
 WEIGHT_FILES = ("safetensors", "pth", "pt")
 
 OnProgress = Callable[[str, int, int], None]
@@ -117,7 +119,7 @@ def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> Model
     """
     model, weights = settings.model, settings.model.weights
     if weights == "trained":
-        weights = "store:" + trained_weights(model, store, manifest, settings.cluster.threads)
+        weights = "store:" + trained_weights(model, store, manifest)
     elif (suffix := weights.rpartition(".")[2].lower()) in WEIGHT_FILES:
         data = read_anywhere(store)(weights)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -129,7 +131,7 @@ def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> Model
     return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
 
 
-def trained_weights(model: ModelSettings, store: Store, manifest: Manifest, threads: int) -> str:
+def trained_weights(model: ModelSettings, store: Store, manifest: Manifest) -> str:
     """Where the demo's network lies that was trained on this data set; it is trained if it does not yet.
 
     Raises:
@@ -138,9 +140,7 @@ def trained_weights(model: ModelSettings, store: Store, manifest: Manifest, thre
     if model.name != "mininet":
         raise SettingsError(f"model.weights=trained is for mininet, not {model.name}: give a file, DEFAULT or random")
     options = {} if model.epochs is None else {"epochs": model.epochs}
-    from pipeline.train import train
-
-    return train(store, manifest, seed=model.seed, **options).path
+    return train(store, manifest, seed=model.seed, threads=TRAINING_THREADS, **options).path
 
 
 def resolve_device(cluster: Cluster) -> str:

@@ -51,7 +51,7 @@ def train(
     *,
     epochs: int = 24,
     seed: int = 0,
-    threads: int = 2,
+    threads: int = 1,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> TrainedNet:
     """Train `mininet` to name an image's scene, unless the store holds the result of the same settings.
@@ -97,9 +97,8 @@ def train(
     torch.set_num_threads(threads)
     try:
         network = MiniNet(len(classes), torch.Generator().manual_seed(seed))
-        normalization = {"mean": MEAN, "std": STD}
         history = train_classifier(
-            network, images["train"], images["val"], epochs=epochs, seed=seed, on_epoch=keep, **normalization
+            network, images["train"], images["val"], mean=MEAN, std=STD, epochs=epochs, seed=seed, on_epoch=keep
         )
     finally:
         torch.set_num_threads(threads_before)

@@ -28,16 +28,12 @@ def unions(
     return mask_pixels + label_pixels - intersection
 
 
-def ious(
-    intersection: Int64[Tensor, "..."], union: Int64[Tensor, "..."]
-) -> Float64[Tensor, "..."]:
+def ious(intersection: Int64[Tensor, "..."], union: Int64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """I / U; 0 where both are empty."""
     return intersection.double() / union.clamp(min=1).double()
 
 
-def best_concepts(
-    iou: Float64[Tensor, "unit concept"], among: Bool[Tensor, " concept"]
-) -> Int64[Tensor, " unit"]:
+def best_concepts(iou: Float64[Tensor, "unit concept"], among: Bool[Tensor, " concept"]) -> Int64[Tensor, " unit"]:
     """The concept of largest IoU among some; ties go to the lowest place, that is the lowest concept id."""
     candidates = torch.where(among, iou, -1.0)
     best = candidates.max(1, keepdim=True).values

@@ -52,7 +52,9 @@ class Alignment:
 
 
 @lru_cache(maxsize=256)
-def interpolation(cells: int, pixels: int, alignment: Alignment | None = None) -> tuple[Float64[Tensor, "pixel cell"], int]:
+def interpolation(
+    cells: int, pixels: int, alignment: Alignment | None = None
+) -> tuple[Float64[Tensor, "pixel cell"], int]:
     """Bilinear weights of one axis, as whole numbers over a common denominator.
 
     Args:
@@ -133,9 +135,7 @@ class Annotation:
 
     def to(self, device: str) -> "Annotation":
         """The same annotation on another device."""
-        return Annotation(
-            self.masks.to(device), self.concepts.to(device), self.image_concepts.to(device), self.split
-        )
+        return Annotation(self.masks.to(device), self.concepts.to(device), self.image_concepts.to(device), self.split)
 
     @property
     def all_concepts(self) -> Int64[Tensor, " any_concept"]:

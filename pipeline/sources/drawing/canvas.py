@@ -125,7 +125,14 @@ class Pen:
         frame = (x - width / 2, ground - height, width, height)
         return replace(self, frame=frame, mirrored=bool(self.rng.random() < 0.5), tilt=tilt)
 
-    def polygon(self, points: Sequence[Point], surface: Surface, figure_only: bool = False, **labels: str) -> None:
+    def polygon(self, points: Sequence[Point], surface: Surface, **labels: str) -> None:
+        self.canvas.fill(self._placed(points), surface, labels, figure_only=False)
+
+    def figure(self, points: Sequence[Point], surface: Surface, **labels: str) -> None:
+        """Paint the figure of the surface's texture only, over what is there."""
+        self.canvas.fill(self._placed(points), surface, labels, figure_only=True)
+
+    def _placed(self, points: Sequence[Point]) -> list[Point]:
         left, top, width, height = self.frame
         placed = []
         for u, v in points:
@@ -133,7 +140,7 @@ class Pen:
             x = left + width / 2 + across * cos(self.tilt) - down * sin(self.tilt)
             y = top + height / 2 + across * sin(self.tilt) + down * cos(self.tilt)
             placed.append((x, y))
-        self.canvas.fill(placed, surface, labels, figure_only)
+        return placed
 
     def box(self, left: float, top: float, right: float, bottom: float, surface: Surface, **labels: str) -> None:
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], surface, **labels)

@@ -302,5 +302,5 @@ def swatch(pen: Pen) -> list[str]:
             shades[0] if layer == 0 else shades[layer + 1], "", name, shades[layer + 1], scale / (layer + 1)
         )
         corners = [(-0.01, -0.01), (1.01, -0.01), (1.01, 1.01), (-0.01, 1.01)]
-        pen.polygon(corners, ground, figure_only=layer > 0)
+        (pen.figure if layer else pen.polygon)(corners, ground)
     return names

@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STORE := demo/store
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/.ready ## make a small data set, train a small network on it, dissect it, write the report
+	$(BIN)/raydissect ingest data=mini store=$(STORE)
+	$(BIN)/raydissect run model=mininet data=mini store=$(STORE)
+	$(BIN)/raydissect report store=$(STORE) --folder demo/report
+
+test: .venv/.ready ## all tests, cluster and browser included
+	$(BIN)/python -m pytest
+
+check: .venv/.ready ## linters, types, import rules, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: .venv/.ready ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: .venv/.ready ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove what demo, tests and builds leave behind
+	rm -rf demo dist build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""What every executor needs to work on a shard: how it can fail, and on what it ran. No Ray here."""
+
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from workers.worker import Shard, ShardReport, Stopwatch
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as text: it travels between processes, whatever its class needs to be built.
+
+    Attributes:
+        shard: the shard that failed; None if the worker could not be built.
+        error: the class of the error.
+        message: its message.
+        frames: where it was raised, as in a traceback.
+        exit_code: the one the error asks for.
+    """
+
+    shard: Shard | None
+    error: str
+    message: str
+    frames: str = ""
+    exit_code: int = 1
+
+    @classmethod
+    def of(cls, error: BaseException, shard: Shard | None = None) -> "Failure":
+        """The failure that an exception is, with its causes in `frames`."""
+        return cls(
+            shard=shard,
+            error=type(error).__name__,
+            message=str(error),
+            frames="".join(traceback.format_exception(error)).rstrip(),
+            exit_code=getattr(error, "exit_code", 1),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.error}: {self.message}"
+
+
+def report_of(shard: Shard, watch: Stopwatch, bytes_written: int, worker: str, hardware: str) -> ShardReport:
+    """The report of a shard that was read, computed and written."""
+    return ShardReport(
+        shard=shard,
+        read_seconds=watch.seconds["read"],
+        compute_seconds=watch.seconds["compute"],
+        write_seconds=watch.seconds["write"],
+        bytes_written=bytes_written,
+        worker=worker,
+        hardware=hardware,
+    )
+
+
+def describe_hardware() -> str:
+    """What can move the last bit of a forward pass here: the CPU's capability, and the GPU if any."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not torch.cuda.is_available():
+        return f"cpu {capability}"
+    return f"cpu {capability}, {torch.cuda.get_device_name()}"
