@@ -4,9 +4,11 @@ Nothing is instantiated by name. A bare name of a stage's setting goes to every 
 (`mask_order=threshold_first`); a model or data set without a file of its own in `conf` is taken by name.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -51,13 +53,13 @@ class ModelSettings(Settings):
 class RunSettings(Settings):
     """Everything `raydissect run` reads."""
 
-    store: str
+    store: str = Field(min_length=1)
     model: ModelSettings
     data: DataSettings
     cluster: Cluster = Cluster()
     stage: dict[str, dict[str, Any]] = {}
-    stages: tuple[str, ...] = ("dissect",)
-    layers: tuple[str, ...] = ("auto",)
+    stages: tuple[str, ...] = Field(("dissect",), min_length=1)
+    layers: tuple[str, ...] = Field(("auto",), min_length=1)
     convention: Convention | None = None
 
     @model_validator(mode="before")
@@ -110,46 +112,122 @@ def validate(kind: type[AnySettings], values: dict[str, Any], prefix: str = "") 
 def compose_settings(overrides: list[str]) -> RunSettings:
     """Compose `conf` with overrides such as `model=alexnet`, `quantile=0.01`, `cluster.workers=2`.
 
+    A value is text as it stands, whatever characters it has, and is read by its setting's type: no quotes are
+    needed around paths. `null` is no value, `[a,b]` a list, and a mapping has Hydra's grammar (`{CPU:1}`).
+
     Raises:
         SettingsError: an override cannot be read, or a setting is unknown or out of range.
     """
-    folder = str(Path(str(files("conf"))).resolve())
-    try:
-        with initialize_config_dir(folder, version_base="1.3"):
-            config = compose("config", overrides=[part for one in overrides for part in _rewrite(one)])
-        values: Any = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(f"the settings cannot be read: {str(error).splitlines()[0]}") from error
-    values["stage"] = {name: chosen or {} for name, chosen in (values.get("stage") or {}).items()}
+    chosen: list[str] = []
+    assigned: list[tuple[str, Any]] = []
+    for one in overrides:
+        for name, text in _rewrite(one):
+            kind = None if name in GROUPS else _KINDS.get(name)
+            if kind is None or dict in _kinds_in(kind):
+                chosen.append(f"{name}={text}" if name in GROUPS else f"++{name}={text}")
+            else:
+                assigned.append((name, _read_value(kind, text)))
+    values = _compose_files(chosen)
+    for name, value in assigned:
+        *groups, last = name.split(".")
+        place = values
+        for group in groups:
+            place[group] = place.get(group) or {}
+            place = place[group]
+        place[last] = value
+    values["stage"] = {name: given or {} for name, given in (values.get("stage") or {}).items()}
     settings = validate(RunSettings, values)
-    if unknown := sorted(set(settings.stage) - set(STAGES)):
-        raise SettingsError(f"unknown stage {unknown[0]!r}, there is {list(STAGES)}{nearest(unknown[0], list(STAGES))}")
     settings.stages_by_name()
     return settings
 
 
-def _rewrite(override: str) -> list[str]:
-    """Hydra's form of one override.
+def _compose_files(overrides: list[str]) -> dict[str, Any]:
+    """What Hydra makes of the files of `conf`."""
+    folder = str(Path(str(files("conf"))).resolve())
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(f"the settings cannot be read: {str(error).splitlines()[0]}") from error
+    return values
+
+
+def _rewrite(override: str) -> list[tuple[str, str]]:
+    """Full names and values of what one override sets; a group's name stands for a file of it.
 
     Raises:
         SettingsError: it is not `name=value`, or the name is that of no setting.
     """
     name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise SettingsError(f"{override!r} is no setting, must be name=value")
+    name = name.removeprefix("+").removeprefix("+")
+    if not equals or not name or name.startswith("~"):
+        raise SettingsError(f"{override!r} is no setting, must be name=value (name=null for no value)")
     if name in GROUPS:
         options = _options(name)
         if value in options:
-            return [override]
+            return [(name, value)]
         if name in BY_NAME:
-            return [f"{name}=any", f"++{name}.name={value}"]
+            return [(name, "any"), (f"{name}.name", value)]
         raise SettingsError(f"{name} is {value!r}, must be among {options}{nearest(value, options)}")
-    if "." in name or name in RunSettings.model_fields:
-        return [f"++{name}={value}"]
+    if name in _KINDS or any(name.startswith(f"{open_ended}.") for open_ended in _MAPPINGS):
+        return [(name, value)]
     if owners := [stage for stage, kind in STAGES.items() if name in kind.model_fields]:
-        return [f"++stage.{owner}.{name}={value}" for owner in owners]
-    known = sorted({*RunSettings.model_fields, *(field for kind in STAGES.values() for field in kind.model_fields)})
-    raise SettingsError(f"unknown setting {name!r}{nearest(name, known)}; top-level settings are {known}")
+        return [(f"stage.{owner}.{name}", value) for owner in owners]
+    stage = name.split(".")[1] if name.startswith("stage.") else ""
+    if stage and stage not in STAGES:
+        raise SettingsError(f"unknown stage {stage!r}, there is {list(STAGES)}{nearest(stage, list(STAGES))}")
+    known = sorted({*_KINDS, *GROUPS, *(field for kind in STAGES.values() for field in kind.model_fields)})
+    raise SettingsError(f"unknown setting {name!r}{nearest(name, known)}; `raydissect run --settings` prints all")
+
+
+def _flatten(kind: type[Settings], prefix: str = "") -> dict[str, Any]:
+    """The types of single settings by their full names."""
+    kinds: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            kinds |= _flatten(field.annotation, f"{prefix}{name}.")
+        else:
+            kinds[f"{prefix}{name}"] = field.annotation
+    return kinds
+
+
+def _kinds_in(kind: Any) -> set[Any]:
+    """The classes of a type such as `tuple[str, ...] | None`, without what is inside them."""
+    if get_origin(kind) in (Union, UnionType):
+        return {one for part in get_args(kind) for one in _kinds_in(part)}
+    return {get_origin(kind) or kind}
+
+
+_KINDS = {name: kind for name, kind in _flatten(RunSettings).items() if name != "stage"} | {
+    full: kind for stage, owner in STAGES.items() for full, kind in _flatten(owner, f"stage.{stage}.").items()
+}
+_MAPPINGS = [name for name, kind in _KINDS.items() if dict in _kinds_in(kind)]
+
+
+def _read_value(kind: Any, text: str) -> Any:
+    """A value as pydantic takes it; a list may leave out its brackets."""
+    kinds = _kinds_in(kind)
+    if text == "null" and NoneType in kinds:
+        return None
+    if tuple not in kinds:
+        return _unquote(text)
+    inside = text[1:-1] if re.fullmatch(r"\[.*\]", text) and _depth(text[:-1]) == 1 else text
+    parts = [""]
+    for character in inside:
+        if character == "," and _depth(parts[-1]) == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [_unquote(part.strip()) for part in parts] if inside.strip() else []
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at the end of a text: a glob such as `conv[1,3]` has commas of its own."""
+    return text.count("[") - text.count("]")
+
+
+def _unquote(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _options(group: str) -> list[str]:
@@ -168,6 +246,8 @@ def _explain(kind: type[Settings], problem: Any, prefix: str) -> str:
         return f"unknown setting {name!r}{nearest(place[-1], known)}; there is {known}"
     if problem["type"] == "missing":
         return f"{name} is not set"
+    if problem["type"] == "value_error":
+        return f"{name or 'settings'}: {problem['ctx']['error']}"
     return f"{name or 'settings'} is {problem['input']!r}: {problem['msg']}"
 
 

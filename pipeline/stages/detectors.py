@@ -38,10 +38,11 @@ class Detectors(Stage):
         )
         union = unions(total, mask, counts.label_pixels())
         iou = ious(total, union)  # unit concept
-        overall = best_concepts(iou, torch.ones(len(index.concept_ids), dtype=torch.bool))
+        overall = best_concepts(total, union, torch.ones(len(index.concept_ids), dtype=torch.bool))
         null = self._null(job, counts, layer)
         present = [place for place in range(len(index.categories)) if index.membership[:, place].any()]
-        best = torch.stack([best_concepts(iou, index.membership[:, place]) for place in present], 1)  # unit category
+        best = [best_concepts(total, union, index.membership[:, place]) for place in present]
+        best = torch.stack(best, 1)  # unit category
         interval = self._interval(job, layer, counts, total, union, best)
         rows = []
         for column, place in enumerate(present):

@@ -7,6 +7,7 @@ in (DESIGN 5). The interval is the delete-one-shard jackknife (Efron & Stein 198
 with best IoUs of masks that met other images' labels. Neither is in the references.
 """
 
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -17,6 +18,9 @@ Union = Literal["annotated", "all", "under_mask", "concept"]
 
 NORMAL_95 = 1.959963984540054
 """Half-width of the central 95% of a normal distribution, in standard deviations."""
+
+NEAR_TIE = 2.0**-50
+"""Above the relative rounding error of a quotient of two counts."""
 
 
 def unions(
@@ -33,11 +37,23 @@ def ious(intersection: Int64[Tensor, "..."], union: Int64[Tensor, "..."]) -> Flo
     return intersection.double() / union.clamp(min=1).double()
 
 
-def best_concepts(iou: Float64[Tensor, "unit concept"], among: Bool[Tensor, " concept"]) -> Int64[Tensor, " unit"]:
-    """The concept of largest IoU among some; ties go to the lowest place, that is the lowest concept id."""
-    candidates = torch.where(among, iou, -1.0)
-    best = candidates.max(1, keepdim=True).values
-    return (candidates == best).int().argmax(1)
+def best_concepts(
+    intersection: Int64[Tensor, "unit concept"],
+    union: Int64[Tensor, "unit concept"],
+    among: Bool[Tensor, " concept"],
+) -> Int64[Tensor, " unit"]:
+    """The concept of largest IoU among some; ties go to the lowest place, that is the lowest concept id.
+
+    Two IoUs that differ may round to one float64, so that near ties are compared as fractions.
+    """
+    iou = torch.where(among, ious(intersection, union), -1.0)
+    largest = iou.amax(1, keepdim=True)
+    near = iou >= largest * (1 - NEAR_TIE)
+    best = near.int().argmax(1)
+    for unit in ((near.sum(1) > 1) & (largest[:, 0] > 0)).nonzero().flatten().tolist():
+        places = near[unit].nonzero().flatten().tolist()
+        best[unit] = max(places, key=lambda place: Fraction(int(intersection[unit, place]), int(union[unit, place])))
+    return best
 
 
 class Jackknife:

@@ -9,7 +9,8 @@ the other order, upsample(A_u(x) > T_u) > 0.5, of Fong & Vedaldi 2018, section 3
 Differs from the published codes in that nothing is rounded away from the definition: bilinear weights
 share a denominator, so their numerators are whole numbers, and the sign of a weighted sum of A - T_u
 decides about a pixel. A cell that equals its threshold adds an exact zero, a map that nowhere exceeds
-it has no positive term, so plateaus and overshoot need no special case.
+it has no positive term, so plateaus and overshoot need no special case. The few pixels whose sum is as
+small as its rounding errors are decided in fractions.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ MaskOrder = Literal["upsample_first", "threshold_first"]
 
 EXACT_IN_FLOAT32 = 2**24
 """Whole numbers up to here add up exactly in float32."""
+
+EXACT_IN_FLOAT64 = 2**52
+"""Halves of whole numbers up to here add up exactly in float64."""
+
+ROUNDING = 2.0**-48
+"""Above the rounding error of a bilinear sum in float64, relative to the sum of magnitudes: ten roundings."""
 
 
 def rank_of_threshold(quantile: float, num_cells: int) -> int:
@@ -51,20 +58,36 @@ class Alignment:
     stride: float
 
 
+@dataclass(frozen=True)
+class Interpolation:
+    """Bilinear interpolation along one axis.
+
+    Attributes:
+        places: where each pixel lies on the grid, cell centers at integers.
+        denominator: common to the weights of all pixels.
+        weights: the numerators; each row adds up to the denominator.
+    """
+
+    places: tuple[Fraction, ...]
+    denominator: int
+    weights: Float64[Tensor, "pixel cell"]
+
+    def cells(self, pixel: int) -> list[tuple[int, Fraction]]:
+        """The cells a pixel lies between, and the exact weight of each."""
+        lower = floor(self.places[pixel])
+        share = self.places[pixel] - lower
+        return [(lower, 1 - share), (lower + 1, share)] if share else [(lower, Fraction(1))]
+
+
 @lru_cache(maxsize=256)
-def interpolation(
-    cells: int, pixels: int, alignment: Alignment | None = None
-) -> tuple[Float64[Tensor, "pixel cell"], int]:
-    """Bilinear weights of one axis, as whole numbers over a common denominator.
+def interpolation(cells: int, pixels: int, alignment: Alignment | None = None) -> Interpolation:
+    """Bilinear interpolation from a grid to a label map, along one axis.
 
     Args:
         cells: size of the grid.
         pixels: size of the label map.
         alignment: how the grid lies under the input; None stretches it over the label map, half-pixel
             centers, edges repeated (`align_corners=False`).
-
-    Returns:
-        The numerators, each row of which adds up to the denominator, and the denominator.
     """
     places = []
     for pixel in range(pixels):
@@ -76,13 +99,11 @@ def interpolation(
         places.append(min(max(place, Fraction(0)), Fraction(cells - 1)))
     denominator = lcm(*(place.denominator for place in places))
     weights = torch.zeros(pixels, cells, dtype=torch.float64)
-    for pixel, place in enumerate(places):
-        lower = floor(place)
-        share = int((place - lower) * denominator)
-        weights[pixel, lower] += denominator - share
-        if share:
-            weights[pixel, lower + 1] += share
-    return weights, denominator
+    axis = Interpolation(tuple(places), denominator, weights)
+    for pixel in range(pixels):
+        for cell, weight in axis.cells(pixel):
+            weights[pixel, cell] = float(weight * denominator)
+    return axis
 
 
 def binarize(
@@ -101,16 +122,35 @@ def binarize(
         order: upsample, then compare (Bau et al. 2017), or compare, then upsample (the survey's Eq. 18).
         alignment: receptive-field geometry of the rows and of the columns; None for `resize`.
     """
-    height, width = activation.shape[-2:]
-    rows, columns = alignment or (None, None)
-    down, row_denominator = interpolation(height, size[0], rows)
-    across, column_denominator = interpolation(width, size[1], columns)
-    down, across = down.to(activation.device), across.to(activation.device)
+    rows = interpolation(activation.shape[-2], size[0], alignment and alignment[0])
+    columns = interpolation(activation.shape[-1], size[1], alignment and alignment[1])
+    down, across = rows.weights.to(activation.device), columns.weights.to(activation.device).T
     excess = activation.double() - threshold.double()[:, None, None]
+    scale = float(rows.denominator * columns.denominator)
     if order == "threshold_first":
-        above = (excess > 0).double()
-        return 2 * (down @ above @ across.T) > row_denominator * column_denominator
-    return down @ excess @ across.T > 0
+        excess = (excess > 0).double() - 0.5
+    total = down @ excess @ across  # unit y x
+    mask = total > 0
+    if order == "threshold_first" and scale < EXACT_IN_FLOAT64:
+        return mask
+    near = total.abs() <= ROUNDING * scale * excess.abs().amax((1, 2), keepdim=True)
+    if near.any():
+        units = near.flatten(1).any(1).nonzero().flatten()
+        magnitude = down @ excess[units].abs() @ across
+        near[units] &= (magnitude > 0) & (total[units].abs() <= ROUNDING * magnitude)
+        for unit, y, x in near.nonzero().tolist():
+            level = Fraction(0) if order == "threshold_first" else Fraction(threshold[unit].item())
+            cells = excess[unit] if order == "threshold_first" else activation[unit]
+            mask[unit, y, x] = _interpolate(cells, rows.cells(y), columns.cells(x)) > level
+    return mask
+
+
+def _interpolate(
+    cells: Float[Tensor, "h w"], rows: list[tuple[int, Fraction]], columns: list[tuple[int, Fraction]]
+) -> Fraction:
+    """One pixel, without rounding."""
+    between = [Fraction(cells[i, j].item()) * down * across for i, down in rows for j, across in columns]
+    return sum(between, Fraction(0))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def first_not_finite(activation: Float32[Tensor, "image unit h w"]) -> tuple[int
 
 
 def sample_cells(activation: Float32[Tensor, "image unit h w"], most: int) -> Float32[Tensor, "sample unit"]:
-    """A regular sample of at most about `most` cells a map."""
+    """A copy of a regular sample of at most about `most` cells a map, of one cell at least."""
     height, width = activation.shape[-2:]
     step = max(1, round((height * width / most) ** 0.5))
-    return activation[:, :, step // 2 :: step, step // 2 :: step].transpose(0, 1).flatten(1).T
+    top, left = min(step // 2, height - 1), min(step // 2, width - 1)
+    return activation[:, :, top::step, left::step].transpose(0, 1).flatten(1).T.clone()
