@@ -12,20 +12,27 @@ from pipeline.study import Study
 from schemas import DETECTORS, EXEMPLARS, LAYER_SUMMARY, LAYERS, TABLES, THRESHOLDS
 
 
-def collect(store: Store, study: Study) -> ReportData:
+def collect(store: Store, study: Study, wanted: dict[str, dict[str, Any]] | None = None) -> ReportData:
     """The report's data of one study.
 
+    Args:
+        store: where it lies.
+        study: which.
+        wanted: settings by stage that the detectors, and what they were made from, must have; of several
+            results that do, the newest counts.
+
     Raises:
-        InputError: nothing has been dissected yet.
+        InputError: nothing has been dissected yet, or not with these settings.
     """
     results = list_results(store, study.study_id)
     by_id = {result.result_id: result for result in results}
     newest: dict[str, Result] = {}
     for result in sorted(results, key=lambda result: result.finished):
-        if result.stage == "detectors":
+        if result.stage == "detectors" and _has_settings(result, by_id, wanted or {}):
             newest[result.layer] = result
     if not newest:
-        raise InputError(f"study {study.study_id} has no detectors yet: run it with stages=[dissect] first")
+        which = f" with settings {json.dumps(wanted)}" if wanted else " yet"
+        raise InputError(f"study {study.study_id} has no detectors{which}: run it with stages=[dissect] first")
     layers = [_layer(store, results, by_id, detectors) for detectors in newest.values()]
     layers.sort(key=lambda layer: depth(layer.layer))
     row = store.read_table(f"tables/studies/study_id={study.study_id}/study.parquet").to_pylist()[0]
@@ -58,6 +65,14 @@ def _layer(store: Store, results: list[Result], by_id: dict[str, Result], detect
         thresholds=read_result_table(store, thresholds, THRESHOLDS),
         settings=settings,
     )
+
+
+def _has_settings(result: Result, by_id: dict[str, Result], wanted: dict[str, dict[str, Any]]) -> bool:
+    """Whether a result, and everything it was made from, has the wanted settings."""
+    own = wanted.get(result.stage, {})
+    if any(result.settings.get(name) != value for name, value in own.items()):
+        return False
+    return all(_has_settings(by_id[one], by_id, wanted) for one in result.inputs.values() if one in by_id)
 
 
 def _made_from(results: list[Result], stage: str, read: str, source: Result) -> Result | None:
