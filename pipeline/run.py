@@ -27,17 +27,17 @@ from pipeline.stages.record import Record
 from pipeline.stages.tails import SUPPLEMENT
 from pipeline.store import Store
 from pipeline.study import Numerics, Study
-from pipeline.train import train
+from pipeline.train import EPOCHS, train
 from pipeline.views import write_views
 from schemas import RUNS, Manifest
 from workers.models import ModelSpec, load
 from workers.nn.layers import expand_layers, layer_table
+from workers.weights import is_file
 from workers.worker import Shard, ShardReport
 
 logger = logging.getLogger("raydissect")
 
 TRAINING_THREADS = 2  # part of what mininet's weights depend on, so the same on every machine
-WEIGHT_FILES = ("safetensors", "pth", "pt")
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a stage's name, shards done, shards in all."""
@@ -120,12 +120,17 @@ def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> Model
     model, weights = settings.model, settings.model.weights
     if weights == "trained":
         weights = "store:" + trained_weights(model, store, manifest)
-    elif (suffix := weights.rpartition(".")[2].lower()) in WEIGHT_FILES:
-        data = read_anywhere(store)(weights)
+    elif is_file(weights):
+        try:
+            data = read_anywhere(store)(weights)
+        except StoreError as error:
+            raise SettingsError(f"model.weights: {error}") from error
         sha256 = hashlib.sha256(data).hexdigest()
-        if model.sha256 and sha256 != model.sha256:
+        if model.sha256 and sha256 != model.sha256.lower():
             raise SettingsError(f"{weights} has sha256 {sha256}, model.sha256 is {model.sha256}")
-        path = f"weights/{sha256[:16]}.{suffix}"
+        given = ModelSpec(name=model.name, weights=weights, num_classes=model.num_classes)
+        load(given, lambda _: data)  # names the file as it was given, and before it is in the store, where it is wrong
+        path = f"weights/{sha256[:16]}.{weights.partition('?')[0].rpartition('.')[2]}"
         store.create(path, data)
         weights = f"store:{path}"
     return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
@@ -139,8 +144,8 @@ def trained_weights(model: ModelSettings, store: Store, manifest: Manifest) -> s
     """
     if model.name != "mininet":
         raise SettingsError(f"model.weights=trained is for mininet, not {model.name}: give a file, DEFAULT or random")
-    options = {} if model.epochs is None else {"epochs": model.epochs}
-    return train(store, manifest, seed=model.seed, threads=TRAINING_THREADS, **options).path
+    epochs = model.epochs or EPOCHS
+    return train(store, manifest, epochs=epochs, seed=model.seed, threads=TRAINING_THREADS).path
 
 
 def resolve_device(cluster: Cluster) -> str:
@@ -312,10 +317,20 @@ class Runner:
 
 def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
     """Leave word of what is being worked on, so that `status` can tell from the store alone."""
-    todo = [{"stage": stage, "layer": layer, "result_id": plan.ids[stage, layer]} for stage, layer in sorted(plan.todo)]
-    shards = len(subject.manifest.shards)
+    job = Job(subject.store, subject.study, subject.manifest, subject.model, subject.device, {})
+    todo = [
+        {
+            "stage": stage.name,
+            "layer": layer,
+            "result_id": plan.ids[stage.name, layer],
+            "shards": len(stage.shards(job)),
+        }
+        for stage in plan.stages
+        for layer in plan.layers
+        if (stage.name, layer) in plan.todo
+    ]
     word = {"run_id": run_id, "study_id": subject.study.study_id, "started": started.isoformat()}
-    subject.store.write_json(f"runs/{run_id}.json", {**word, "shards": shards, "todo": todo})
+    subject.store.write_json(f"runs/{run_id}.json", {**word, "todo": todo})
 
 
 def _run_row(

@@ -13,14 +13,14 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import StoreError
+from pipeline.errors import SettingsError, StoreError
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,14 @@ class Store:
 
     @property
     def filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """The fsspec file system, and the store's root in it."""
-        filesystem, root = fsspec.core.url_to_fs(self.url, **self.options)
+        """The fsspec file system, and the store's root in it.
+
+        Without its cache of listings: others write beside this process.
+        """
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **self.options})
+        except (ValueError, ImportError) as error:
+            raise SettingsError(f"cannot open {self.url}: {error}") from error
         return filesystem, root.rstrip("/")
 
     def location(self, path: str) -> str:
@@ -61,12 +67,13 @@ class Store:
     def exists(self, path: str) -> bool:
         filesystem, root = self.filesystem
         with self._errors("look for", path):
+            filesystem.invalidate_cache()  # another process may have written it since a listing was kept
             return filesystem.exists(f"{root}/{path}")
 
     def read(self, path: str) -> bytes:
         filesystem, root = self.filesystem
         with self._errors("read", path):
-            return filesystem.cat_file(f"{root}/{path}")
+            return cast(bytes, filesystem.cat_file(f"{root}/{path}"))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole, over an older one if there is one."""
@@ -114,7 +121,7 @@ class Store:
     def size(self, path: str) -> int:
         filesystem, root = self.filesystem
         with self._errors("look at", path):
-            return int(filesystem.size(f"{root}/{path}"))
+            return int(filesystem.info(f"{root}/{path}")["size"])
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read(path))
@@ -124,15 +131,20 @@ class Store:
 
     def write_table(self, path: str, table: pa.Table) -> StoredFile:
         """Write a table as Parquet (zstd), or as an Arrow file (lz4) where the path ends in `.arrow`."""
-        buffer = io.BytesIO()
-        if path.endswith(".arrow"):
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            with pa.ipc.new_file(buffer, table.schema, options=options) as writer:
-                writer.write_table(table)
-        else:
-            pq.write_table(table, buffer, compression="zstd")
-        data = buffer.getvalue()
+        data = _serialize(table, path)
         self.write(path, data)
+        return StoredFile(path, hashlib.sha256(data).hexdigest(), table.num_rows, len(data))
+
+    def create_table(self, path: str, table: pa.Table) -> StoredFile:
+        """Write a table unless there is one: then that one stays, and is what is returned.
+
+        So of two writers of one path, both name the same bytes.
+        """
+        data = _serialize(table, path)
+        if not self.create(path, data):
+            data = self.read(path)
+            self.write(path, data)  # young again: gc takes an old file that no manifest names for a leftover
+            table = self.read_table(path)
         return StoredFile(path, hashlib.sha256(data).hexdigest(), table.num_rows, len(data))
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
@@ -168,6 +180,17 @@ class _StoreErrors:
             raise StoreError(f"{self.what}: there is no such file") from error
         if isinstance(error, (OSError, pa.ArrowException)):
             raise StoreError(f"{self.what}: {error}") from error
+
+
+def _serialize(table: pa.Table, path: str) -> bytes:
+    buffer = io.BytesIO()
+    if path.endswith(".arrow"):
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_file(buffer, table.schema, options=options) as writer:
+            writer.write_table(table)
+    else:
+        pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def to_json(value: Any) -> bytes:

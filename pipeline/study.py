@@ -37,7 +37,7 @@ class Numerics(BaseModel):
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             threads=threads,
             batch_size=batch_size,
-            tf32=torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+            tf32=bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
         )
 
 

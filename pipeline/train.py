@@ -16,6 +16,7 @@ from workers.batches import decode_image
 from workers.networks.mininet import MEAN, SIZE, STD, MiniNet
 from workers.training import Epoch, LabelledImages, train_classifier
 
+EPOCHS = 24
 VERSION = 1  # raised when the same settings give other weights
 CATEGORY = "scene"
 
@@ -49,7 +50,7 @@ def train(
     store: Store,
     manifest: Manifest,
     *,
-    epochs: int = 24,
+    epochs: int = EPOCHS,
     seed: int = 0,
     threads: int = 1,
     on_epoch: Callable[[Epoch], None] | None = None,
