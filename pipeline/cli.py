@@ -3,20 +3,17 @@
 Exit codes: 0 done or nothing to do, 1 failed, 2 bad settings or input, 130 interrupted.
 """
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from pipeline.errors import INTERRUPTED, RaydissectError, SettingsError
+from pipeline.errors import INTERRUPTED, InputError, RaydissectError, SettingsError
+from pipeline.terminal import console, errors, log_to_stderr, print_rows, progress, say
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
 
 app = typer.Typer(
     name="raydissect",
@@ -24,13 +21,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="settings, as `model=alexnet`")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="one log line a shard")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="one log line a shard, and where a failed shard raised")]
 
 
 @app.command()
@@ -41,25 +37,23 @@ def ingest(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from pipeline.compose import compose_settings
     from pipeline.store import Store
 
-    _log(verbose)
+    log_to_stderr(verbose)
     settings = compose_settings(overrides or [])
     store = Store(settings.store)
     with progress() as bar:
         manifest = ingesting.ingest(settings.data, store, on_progress=lambda done, total: bar("images", done, total))
     found = datasets.summary(manifest, store)
-    console.print(f"data set [bold]{found.name}[/] ({found.dataset_id}) in {settings.store}", highlight=False)
-    table = Table("", "", show_header=False)
-    table.add_row("images", f"{found.images:,} in {found.shards} shards, {found.bytes / 1e6:,.1f} MB")
+    say(f"data set {found.name} ({found.dataset_id}) in {settings.store}")
+    say(f"  images: {found.images:,} in {found.shards} shards, {found.bytes / 1e6:,.1f} MB")
     for category, concepts in found.concepts.items():
-        table.add_row(f"{category} concepts", str(concepts))
+        say(f"  {category} concepts: {concepts}")
     if found.absent:
-        table.add_row("listed, but nowhere in an image", str(found.absent))
-    table.add_row("rejected images", ", ".join(f"{n} {kind}" for kind, n in found.rejects.items()) or "none")
-    console.print(table)
+        say(f"  listed, but nowhere in an image: {found.absent}")
+    say("  rejected images: " + (", ".join(f"{n} {kind}" for kind, n in found.rejects.items()) or "none"))
     for message in found.first_rejects:
-        console.print(f"  rejected: {message}", markup=False, highlight=False)
+        say(f"    {message}")
     if found.rejects:
-        console.print(f"  all of them: {found.rejects_path}", markup=False, highlight=False)
+        say(f"    all of them: {found.rejects_path}")
 
 
 @app.command()
@@ -75,7 +69,7 @@ def run(
     from pipeline.executor import make_executor
     from pipeline.run import run as run_pipeline
 
-    _log(verbose)
+    log_to_stderr(verbose)
     composed = compose_settings(overrides or [])
     if settings:
         stages = {name: stage.model_dump(mode="json") for name, stage in composed.stages_by_name().items()}
@@ -83,10 +77,9 @@ def run(
         return
     with make_executor(composed.cluster) as executor, progress() as bar:
         outcome = run_pipeline(composed, executor, bar)
-    console.print(
-        f"study [bold]{outcome.study_id}[/]: {len(outcome.layers)} layers, {len(outcome.computed)} results computed, "
-        f"{len(outcome.found)} found done",
-        highlight=False,
+    say(
+        f"study {outcome.study_id}: {len(outcome.layers)} layers, {len(outcome.computed)} results computed, "
+        f"{len(outcome.found)} found done"
     )
     _print_summary(composed.store, outcome.study_id)
 
@@ -98,74 +91,67 @@ def report(
     all_units: Annotated[bool, typer.Option(help="exemplars of every unit, not only of detectors")] = False,
 ) -> None:
     """Write a study's report as HTML pages; without a study, of the only one there is."""
-    from pipeline.compose import compose_settings
     from pipeline.report import write_report
     from pipeline.report.collect import collect
-    from pipeline.store import Store
     from pipeline.study import find_study
 
     names, overrides = _split(arguments)
-    store = Store(compose_settings(overrides).store)
+    store = _open_store(overrides)
     for name in names or [""]:
         study = find_study(store, name)
         place = folder / study.study_id if len(names) > 1 else folder
         page = write_report(place, collect(store, study), all_units=all_units)
-        console.print(f"report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+        say(f"report: {page.resolve()}")
 
 
 @app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="one SQL statement (DuckDB); tables are listed in the README")],
     overrides: Overrides = None,
-    csv: Annotated[Path | None, typer.Option(help="write the answer to this file")] = None,
-    json: Annotated[Path | None, typer.Option(help="write the answer to this file")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="write the answer to this file")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the answer to this file; pictures as their size")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the answer to this file; pictures as their size")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="write the answer to this file, pictures and all")] = None,
 ) -> None:
     """Ask the tables a question in SQL."""
-    from pipeline.compose import compose_settings
     from pipeline.query import query as run_query
     from pipeline.query import write_answer
-    from pipeline.store import Store
 
-    answer = run_query(Store(compose_settings(overrides or []).store), sql)
+    answer = run_query(_open_store(overrides), sql)
     for kind, path in (("csv", csv), ("json", json), ("parquet", parquet)):
         if path is not None:
             write_answer(answer, path, kind)
     if csv is json is parquet is None:
-        _print_rows(answer.column_names, answer.slice(0, 200).to_pylist())
+        print_rows(answer.column_names, answer.slice(0, 200).to_pylist())
         if answer.num_rows > 200:
-            errors.print(f"{answer.num_rows:,} rows, 200 shown: write them with --csv, --json or --parquet FILE")
+            say(f"{answer.num_rows:,} rows, 200 shown: write them with --csv, --json or --parquet FILE", errors)
 
 
 @app.command()
 def status(overrides: Overrides = None) -> None:
     """What the store holds, and how far running work is, from the store alone."""
-    from pipeline.compose import compose_settings
     from pipeline.status import read_status
-    from pipeline.store import Store
 
-    found = read_status(Store(compose_settings(overrides or []).store))
-    _print_rows(["study", "model", "dataset", "images", "layers", "results"], found.studies)
+    found = read_status(_open_store(overrides))
+    print_rows(["study", "model", "dataset", "images", "layers", "results"], found.studies)
     if found.runs:
-        _print_rows(["run", "study", "started", "outcome", "computed", "error"], found.runs)
+        say("\nlast runs:")
+        print_rows(["run", "study", "started", "outcome", "computed", "error"], found.runs)
     if found.unfinished:
-        console.print("unfinished work:")
-        _print_rows(["run", "stage", "layer", "shards done", "shards"], found.unfinished)
+        say("\nunfinished work:")
+        print_rows(["run", "stage", "layer", "shards done", "shards"], found.unfinished)
 
 
 @app.command()
 def studies(overrides: Overrides = None) -> None:
     """The studies of a store."""
-    from pipeline.compose import compose_settings
-    from pipeline.store import Store
     from pipeline.study import list_studies
 
     rows = [
         {"study": study_id, "model": s.model, "weights": s.weights, "dataset": s.dataset, "images": s.num_images,
          "device": s.numerics.device, "threads": s.numerics.threads, "torch": s.numerics.torch}
-        for study_id, s in sorted(list_studies(Store(compose_settings(overrides or []).store)).items())
+        for study_id, s in sorted(list_studies(_open_store(overrides)).items())
     ]  # fmt: skip
-    _print_rows(["study", "model", "weights", "dataset", "images", "device", "threads", "torch"], rows)
+    print_rows(["study", "model", "weights", "dataset", "images", "device", "threads", "torch"], rows)
 
 
 @app.command()
@@ -182,16 +168,14 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="say what would go, remove nothing")] = False,
 ) -> None:
     """Remove what no manifest names, and old results on request."""
-    from pipeline.compose import compose_settings
     from pipeline.gc import collect
-    from pipeline.store import Store
 
-    store = Store(compose_settings(overrides or []).store)
+    store = _open_store(overrides)
     removed = collect(
         store, staging=staging, older_than_days=older_than, keep_newest=keep_newest, grace_hours=grace, dry_run=dry_run
     )
     verb = "would remove" if dry_run else "removed"
-    console.print(f"{verb} {len(removed.files):,} files, {removed.bytes / 1e6:,.1f} MB, {len(removed.results)} results")
+    say(f"{verb} {len(removed.files):,} files, {removed.bytes / 1e6:,.1f} MB, {len(removed.results)} results")
 
 
 @app.command()
@@ -199,11 +183,13 @@ def models(
     search: Annotated[str, typer.Argument(help="only names that hold this")] = "",
 ) -> None:
     """The networks that can be dissected by name."""
+    from pipeline.settings import nearest
     from workers.models import available
 
-    for name in available():
-        if search in name:
-            console.print(name, markup=False, highlight=False)
+    found = [name for name in available() if search in name]
+    if not found:
+        raise SettingsError(f"no network's name holds {search!r}{nearest(search, available())}")
+    say("\n".join(found))
 
 
 @app.command()
@@ -213,99 +199,66 @@ def layers(overrides: Overrides = None) -> None:
     from pipeline.inspect import inspect_layers
 
     settings = compose_settings(overrides or [])
-    chosen = any(one.startswith("layers=") for one in overrides or [])
+    chosen = any(one.lstrip("+").startswith("layers=") for one in overrides or [])
     rows = inspect_layers(settings, everything=not chosen)
-    _print_rows(["layer", "units", "grid", "stride", "receptive field"], rows)
+    print_rows(["layer", "units", "grid", "stride", "receptive field"], rows)
 
 
 def main() -> None:
     """Run the command and turn every foreseen error into its message and exit code."""
-    from workers.models import ModelError
-
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except RaydissectError as error:
-        _fail(str(error), error.exit_code)
-    except ModelError as error:
-        _fail(str(error), SettingsError.exit_code)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
-    except typer.Abort:
-        sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
+        _fail(error, error.exit_code)
+    except _USAGE_ERROR as error:
+        error.show()
+        sys.exit(SettingsError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except ValueError as error:
+        from workers.models import ModelError
+
+        if not isinstance(error, ModelError):
+            raise
+        _fail(error, SettingsError.exit_code)
+    if code == INTERRUPTED:  # so does typer tell of a KeyboardInterrupt
         _fail("interrupted: what is finished is kept, and the same command goes on from there", INTERRUPTED)
-    except Exception as error:
-        if isinstance(error, _usage_error()):
-            error.show()
-            sys.exit(SettingsError.exit_code)
-        raise
+    if code:
+        sys.exit(code)
 
 
-def _usage_error() -> type[Exception]:
-    import click
-
-    return click.ClickException
+_USAGE_ERROR: type = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""Of the click that typer uses: its own copy in new versions, the package in old ones."""
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere: a function of title, done and total."""
-    if not console.is_terminal:
-        yield lambda title, done, total: None
-        return
-    columns = (
-        TextColumn("{task.description:>22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                tasks[title] = bars.add_task(title, total=total)
-            bars.update(tasks[title], completed=done, total=total)
-
-        yield show
-
-
-def _log(verbose: bool) -> None:
-    handler = RichHandler(console=errors, show_path=False, log_time_format="%H:%M:%S")
-    logger = logging.getLogger("raydissect")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if verbose or not console.is_terminal else logging.WARNING)
-    logger.propagate = False
-
-
-def _fail(message: str, code: int) -> None:
-    errors.print(f"raydissect: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+def _fail(error: Exception | str, code: int) -> NoReturn:
+    say(f"raydissect: {error}", errors, style="red")
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        for note in getattr(error, "__notes__", ()):
+            say(note, errors)
     sys.exit(code)
+
+
+def _open_store(overrides: list[str] | None) -> "Store":
+    """The store to read from.
+
+    Raises:
+        InputError: there is none.
+    """
+    from pipeline.compose import compose_settings
+    from pipeline.store import Store
+
+    store = Store(compose_settings(overrides or []).store)
+    if not store.exists(""):
+        raise InputError(f"there is no store at {store.url}: give store=URL, or fill it with `raydissect ingest`")
+    return store
 
 
 def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     names = [one for one in arguments or [] if "=" not in one]
     return names, [one for one in arguments or [] if "=" in one]
-
-
-def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict) and "bytes" in value:
-        return f"<{len(value['bytes'] or b'')} bytes>"
-    return escape(str(value))
 
 
 def _print_summary(store_url: str, study_id: str) -> None:
@@ -314,7 +267,7 @@ def _print_summary(store_url: str, study_id: str) -> None:
     from pipeline.store import Store
 
     if rows := layer_counts(Store(store_url), study_id):
-        _print_rows(["layer", "units", "detectors", "unique concepts", "dead units"], rows)
+        print_rows(["layer", "units", "detectors", "unique concepts", "dead units"], rows)
 
 
 if __name__ == "__main__":

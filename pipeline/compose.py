@@ -4,7 +4,6 @@ Nothing is instantiated by name. A bare name of a stage's setting goes to every 
 (`mask_order=threshold_first`); a model or data set without a file of its own in `conf` is taken by name.
 """
 
-import re
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
@@ -118,17 +117,17 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     Raises:
         SettingsError: an override cannot be read, or a setting is unknown or out of range.
     """
-    chosen: list[str] = []
-    assigned: list[tuple[str, Any]] = []
-    for one in overrides:
-        for name, text in _rewrite(one):
-            kind = None if name in GROUPS else _KINDS.get(name)
-            if kind is None or dict in _kinds_in(kind):
-                chosen.append(f"{name}={text}" if name in GROUPS else f"++{name}={text}")
-            else:
-                assigned.append((name, _read_value(kind, text)))
-    values = _compose_files(chosen)
-    for name, value in assigned:
+    composed: dict[str, str] = {}
+    assigned: dict[str, Any] = {}
+    for name, text in (pair for one in overrides for pair in _rewrite(one)):
+        if name in GROUPS:
+            composed[name] = text
+        elif name in _MAPPINGS or name not in _KINDS:
+            composed[f"++{name}"] = text
+        else:
+            assigned[name] = _read_value(_KINDS[name], text)
+    values = _compose_files([f"{name}={text}" for name, text in composed.items()])
+    for name, value in assigned.items():
         *groups, last = name.split(".")
         place = values
         for group in groups:
@@ -137,6 +136,8 @@ def compose_settings(overrides: list[str]) -> RunSettings:
         place[last] = value
     values["stage"] = {name: given or {} for name, given in (values.get("stage") or {}).items()}
     settings = validate(RunSettings, values)
+    if unknown := sorted(set(settings.stage) - set(STAGES)):
+        raise _unknown_stage(unknown[0])
     settings.stages_by_name()
     return settings
 
@@ -175,9 +176,13 @@ def _rewrite(override: str) -> list[tuple[str, str]]:
         return [(f"stage.{owner}.{name}", value) for owner in owners]
     stage = name.split(".")[1] if name.startswith("stage.") else ""
     if stage and stage not in STAGES:
-        raise SettingsError(f"unknown stage {stage!r}, there is {list(STAGES)}{nearest(stage, list(STAGES))}")
+        raise _unknown_stage(stage)
     known = sorted({*_KINDS, *GROUPS, *(field for kind in STAGES.values() for field in kind.model_fields)})
     raise SettingsError(f"unknown setting {name!r}{nearest(name, known)}; `raydissect run --settings` prints all")
+
+
+def _unknown_stage(name: str) -> SettingsError:
+    return SettingsError(f"unknown stage {name!r}, there is {list(STAGES)}{nearest(name, list(STAGES))}")
 
 
 def _flatten(kind: type[Settings], prefix: str = "") -> dict[str, Any]:
@@ -211,7 +216,8 @@ def _read_value(kind: Any, text: str) -> Any:
         return None
     if tuple not in kinds:
         return _unquote(text)
-    inside = text[1:-1] if re.fullmatch(r"\[.*\]", text) and _depth(text[:-1]) == 1 else text
+    bracketed = text.endswith("]") and all(_depth(text[:end]) > 0 for end in range(1, len(text)))
+    inside = text[1:-1] if bracketed else text
     parts = [""]
     for character in inside:
         if character == "," and _depth(parts[-1]) == 0:

@@ -5,17 +5,20 @@ from typing import Any
 from pipeline.compose import RunSettings
 from pipeline.stage import read_anywhere
 from pipeline.store import Store
-from workers.models import ModelSpec, load
+from workers.models import RANDOM, ModelSpec, load
 from workers.nn.layers import expand_layers, layer_table
+from workers.weights import is_file
 
 
 def inspect_layers(settings: RunSettings, everything: bool) -> list[dict[str, Any]]:
     """Rows of the layers that `layers=` names, or of all that have a grid.
 
-    The network is built with random weights: sizes and receptive fields do not depend on them.
+    Of the weights only a file is read, which may have another number of classes; nothing else depends on them.
     """
-    classes = settings.model.num_classes
-    loaded = load(ModelSpec(name=settings.model.name, num_classes=classes), read_anywhere(Store(settings.store)))
+    model = settings.model
+    weights = model.weights if is_file(model.weights) else RANDOM
+    spec = ModelSpec(name=model.name, weights=weights, num_classes=model.num_classes)
+    loaded = load(spec, read_anywhere(Store(settings.store)))
     shape = (3, loaded.preprocessing.height, loaded.preprocessing.width)
     patterns = ("*",) if everything else settings.layers
     rows = layer_table(loaded.module, expand_layers(loaded.module, patterns, shape), shape)

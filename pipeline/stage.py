@@ -94,7 +94,7 @@ def read_anywhere(store: Store) -> Callable[[str], bytes]:
         folder, _, name = path.rpartition("/")
         if path.startswith("store:"):
             return store.read(path.removeprefix("store:"))
-        return Store(folder or ".").read(name)
+        return Store(folder or ("/" if path.startswith("/") else ".")).read(name)
 
     return read
 

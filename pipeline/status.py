@@ -5,9 +5,11 @@ from typing import Any
 
 from pipeline.report.collect import depth
 from pipeline.results import list_results, read_result_table
+from pipeline.stages import STAGES
 from pipeline.store import Store
 from pipeline.study import list_studies
 from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
+from workers.worker import Shard
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ def read_status(store: Store, last_runs: int = 5) -> Status:
     announced = sorted(path for path in store.list("runs") if path.endswith(".json"))[-last_runs:]
     words = [store.read_json(path) for path in announced]
     runs = [_run_row(store, word, ended.get(word["run_id"])) for word in words]
+    claims = {todo["result_id"]: (word, todo) for word in words for todo in word["todo"]}  # of several, the last
     published = {result.result_id for result in results}
-    unfinished = [row for word in words for row in _unfinished(store, word, published)]
+    unfinished = [_unfinished(store, *claim) for result_id, claim in claims.items() if result_id not in published]
     return Status(studies, runs, unfinished)
 
 
@@ -72,21 +75,13 @@ def _run_row(store: Store, word: dict[str, Any], ended: str | None) -> dict[str,
         return {**row, "outcome": "running, or killed"}
     found = store.read_table(ended, [name for name in RUNS.schema.names if name in ("outcome", "computed", "error")])
     record = found.to_pylist()[0]
-    return {
-        **row,
-        "outcome": record["outcome"],
-        "computed": len(record["computed"]),
-        "error": (record["error"] or "")[:80],
-    }
+    error = (record["error"] or "").partition("\n")[0]
+    return {**row, "outcome": record["outcome"], "computed": len(record["computed"]), "error": error}
 
 
-def _unfinished(store: Store, word: dict[str, Any], published: set[str]) -> list[dict[str, Any]]:
-    rows = []
-    for todo in word["todo"]:
-        if todo["result_id"] in published:
-            continue
-        names = [path.split("/")[-1] for path in store.list(f"staging/{todo['result_id']}")]
-        done = len({name.split(".")[0] for name in names if name[:1].isdigit()})
-        row = {"run": word["run_id"], "stage": todo["stage"], "layer": todo["layer"]}
-        rows.append({**row, "shards done": done, "shards": word["shards"]})
-    return rows
+def _unfinished(store: Store, word: dict[str, Any], todo: dict[str, Any]) -> dict[str, Any]:
+    stage = STAGES[todo["stage"]]()
+    there = [path.split("/")[-1] for path in store.list(f"staging/{todo['result_id']}")]
+    done = sum(name == stage.marker(Shard(name.split(".")[0], 0)) for name in there if name[:1].isdigit())
+    row = {"run": word["run_id"], "stage": todo["stage"], "layer": todo["layer"]}
+    return {**row, "shards done": done, "shards": todo["shards"]}

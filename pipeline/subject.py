@@ -1,0 +1,105 @@
+"""What a run works on: the data set, the network with its weights, its layers, the study these make."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import torch
+
+from pipeline.compose import ModelSettings, RunSettings
+from pipeline.datasets import load_manifest
+from pipeline.errors import SettingsError, StoreError
+from pipeline.settings import Cluster
+from pipeline.stage import Layer, read_anywhere
+from pipeline.store import Store
+from pipeline.study import Numerics, Study
+from pipeline.train import EPOCHS, train
+from schemas import Manifest
+from workers.models import ModelSpec, load
+from workers.nn.layers import expand_layers, layer_table
+from workers.weights import is_file
+
+TRAINING_THREADS = 2  # part of what mininet's weights depend on, so the same on every machine
+WEIGHT_FILES = ("safetensors", "pth", "pt")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run works on, found out before any shard is touched."""
+
+    store: Store
+    study: Study
+    manifest: Manifest
+    model: ModelSpec
+    device: str
+    layers: dict[str, Layer]
+
+
+def prepare(settings: RunSettings) -> Subject:
+    """Find the data set, load the network once, measure its layers, and name the study."""
+    store = Store(settings.store)
+    manifest = load_manifest(store, settings.data.dataset_name)
+    spec = model_spec(settings, store, manifest)
+    device = resolve_device(settings.cluster)
+    loaded = load(spec, read_anywhere(store))
+    size = loaded.preprocessing
+    shape = (3, size.height, size.width)
+    names = expand_layers(loaded.module, settings.layers, shape)
+    rows = layer_table(loaded.module, names, shape)
+    layers = {row.name: Layer(row.name, row.channels, row.height, row.width, row.receptive_field) for row in rows}
+    study = Study(
+        model=spec.name,
+        weights=settings.model.weights.rpartition("/")[2],
+        weights_sha256=loaded.weights_sha256,
+        preprocessing=asdict(size),
+        dataset_id=manifest.dataset_id,
+        images_id=manifest.images_id,
+        dataset=manifest.name,
+        num_images=manifest.num_images,
+        numerics=Numerics.here(device, settings.cluster.threads, manifest.batch_size),
+    )
+    return Subject(store, study, manifest, spec, device, layers)
+
+
+def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> ModelSpec:
+    """The network to load; own weights are copied into the store, where every worker finds them.
+
+    Raises:
+        SettingsError: the weights have another sha256 than the settings say.
+    """
+    model, weights = settings.model, settings.model.weights
+    if weights == "trained":
+        weights = "store:" + trained_weights(model, store, manifest)
+    elif is_file(weights):
+        try:
+            data = read_anywhere(store)(weights)
+        except StoreError as error:
+            raise SettingsError(f"model.weights: {error}") from error
+        sha256 = hashlib.sha256(data).hexdigest()
+        if model.sha256 and sha256 != model.sha256.lower():
+            raise SettingsError(f"{weights} has sha256 {sha256}, model.sha256 is {model.sha256}")
+        given = ModelSpec(name=model.name, weights=weights, num_classes=model.num_classes)
+        load(given, lambda _: data)  # names the file as it was given, and before it is in the store, where it is wrong
+        path = f"weights/{sha256[:16]}.{weights.partition('?')[0].rpartition('.')[2]}"
+        store.create(path, data)
+        weights = f"store:{path}"
+    return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
+
+
+def trained_weights(model: ModelSettings, store: Store, manifest: Manifest) -> str:
+    """Where the demo's network lies that was trained on this data set; it is trained if it does not yet.
+
+    Raises:
+        SettingsError: another network was asked for.
+    """
+    if model.name != "mininet":
+        raise SettingsError(f"model.weights=trained is for mininet, not {model.name}: give a file, DEFAULT or random")
+    epochs = model.epochs or EPOCHS
+    return train(store, manifest, epochs=epochs, seed=model.seed, threads=TRAINING_THREADS).path
+
+
+def resolve_device(cluster: Cluster) -> str:
+    """cpu or cuda; `auto` takes the GPU that workers ask for, or in this process the one there is."""
+    if cluster.device != "auto":
+        return cluster.device
+    on_gpu = cluster.gpus_per_worker > 0 or (cluster.executor == "inline" and torch.cuda.is_available())
+    return "cuda" if on_gpu else "cpu"
