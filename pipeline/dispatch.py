@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from pipeline.errors import NoWorkersError
-from pipeline.executor import Ledger, build_failed
+from pipeline.ledger import Ledger, build_failed
 from pipeline.settings import Cluster
 from workers.process import Failure
 from workers.worker import Shard, ShardReport

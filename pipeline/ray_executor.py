@@ -25,7 +25,7 @@ from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError, Runt
 
 from pipeline.dispatch import Death, Dispatch, Seat
 from pipeline.errors import NoWorkersError
-from pipeline.executor import Build, Ledger, OnReport
+from pipeline.ledger import Build, Ledger, OnReport
 from pipeline.settings import Cluster
 from workers.actor import ShardActor
 from workers.process import Failure

@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
@@ -98,7 +98,7 @@ def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> N
 def _run_row(
     settings: RunSettings, subject: Subject, outcome: Outcome, started: datetime, ended: str, error: str | None
 ) -> dict[str, Any]:
-    versions = {name: version(name) for name in ("raydissect", "torch", "torchvision", "ray", "pyarrow")}
+    versions = {name: _version(name) for name in ("raydissect", "torch", "torchvision", "ray", "pyarrow")}
     return {
         "run_id": outcome.run_id,
         "study_id": outcome.study_id,
@@ -116,3 +116,11 @@ def _run_row(
         "outcome": ended,
         "error": error,
     }
+
+
+def _version(name: str) -> str | None:
+    """None where the package is not installed: `cluster=inline` does without Ray."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline import dispatch
 from pipeline.dispatch import Death, Dispatch, Seat
 from pipeline.errors import BAD_INPUT, NoWorkersError, ShardsFailed
-from pipeline.executor import Ledger
+from pipeline.ledger import Ledger
 from pipeline.settings import Cluster
 from workers.process import Failure
 from workers.worker import Shard, ShardReport
