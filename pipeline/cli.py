@@ -5,7 +5,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 bad settings or input, 130 inte
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -90,17 +90,22 @@ def report(
     folder: Annotated[Path, typer.Option("--folder", "-o", help="where the pages go")] = Path("raydissect-report"),
     all_units: Annotated[bool, typer.Option(help="exemplars of every unit, not only of detectors")] = False,
 ) -> None:
-    """Write a study's report as HTML pages; without a study, of the only one there is."""
+    """Write a study's report as HTML pages; without a study, of the only one there is.
+
+    Of several results of a layer the newest is shown; settings such as union=all choose among those that have them.
+    """
+    from pipeline.compose import compose_settings
     from pipeline.report import write_report
     from pipeline.report.collect import collect
     from pipeline.study import find_study
 
     names, overrides = _split(arguments)
     store = _open_store(overrides)
+    asked = compose_settings(overrides).asked_of_stages()
     for name in names or [""]:
         study = find_study(store, name)
         place = folder / study.study_id if len(names) > 1 else folder
-        page = write_report(place, collect(store, study), all_units=all_units)
+        page = write_report(place, collect(store, study, asked), all_units=all_units)
         say(f"report: {page.resolve()}")
 
 
@@ -209,7 +214,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="raydissect")
     except RaydissectError as error:
         _fail(error, error.exit_code)
     except _USAGE_ERROR as error:
@@ -229,7 +234,7 @@ def main() -> None:
         sys.exit(code)
 
 
-_USAGE_ERROR: type = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """Of the click that typer uses: its own copy in new versions, the package in old ones."""
 
 

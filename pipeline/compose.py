@@ -55,7 +55,7 @@ class RunSettings(Settings):
     store: str = Field(min_length=1)
     model: ModelSettings
     data: DataSettings
-    cluster: Cluster = Cluster()
+    cluster: Cluster = Cluster.model_validate({})
     stage: dict[str, dict[str, Any]] = {}
     stages: tuple[str, ...] = Field(("dissect",), min_length=1)
     layers: tuple[str, ...] = Field(("auto",), min_length=1)
@@ -90,6 +90,14 @@ class RunSettings(Settings):
                 given[key] = value
             stages[name] = validate(kind, given, f"stage.{name}.")
         return stages
+
+    def asked_of_stages(self) -> dict[str, dict[str, Any]]:
+        """The settings by stage that were given, or that a convention sets; not those left at their defaults."""
+        asked = {
+            name: stage.model_dump(mode="json", include=stage.model_fields_set)
+            for name, stage in self.stages_by_name().items()
+        }
+        return {name: given for name, given in asked.items() if given}
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -149,7 +157,8 @@ def _compose_files(overrides: list[str]) -> dict[str, Any]:
         with initialize_config_dir(folder, version_base="1.3"):
             values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(f"the settings cannot be read: {str(error).splitlines()[0]}") from error
+        given = " ".join(one.removeprefix("++") for one in overrides)
+        raise SettingsError(f"{given} cannot be read as settings: {str(error).splitlines()[0]}") from error
     return values
 
 

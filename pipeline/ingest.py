@@ -64,7 +64,7 @@ SOURCES: dict[str, tuple[str, Callable[[Files], Source]]] = {
 
 Progress = Callable[[int, int], None]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("raydissect")
 
 
 class DataSettings(Settings):

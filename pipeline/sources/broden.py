@@ -26,7 +26,7 @@ MARKER = "index.csv"
 _ROW = ("image", "split", "sh", "sw")
 _IGNORED = ("ih", "iw")  # the image's own size is what counts
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("raydissect")
 
 
 class Broden:

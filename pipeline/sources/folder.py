@@ -34,7 +34,7 @@ MARKER = "concepts.csv"
 LIST = "images.csv"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("raydissect")
 
 
 class Folder:
