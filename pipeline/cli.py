@@ -68,6 +68,7 @@ def run(
     from pipeline.compose import compose_settings
     from pipeline.executor import make_executor
     from pipeline.run import run as run_pipeline
+    from pipeline.subject import resolve_device
 
     log_to_stderr(verbose)
     composed = compose_settings(overrides or [])
@@ -75,6 +76,8 @@ def run(
         stages = {name: stage.model_dump(mode="json") for name, stage in composed.stages_by_name().items()}
         console.print_json(data={**composed.model_dump(mode="json"), "stage": stages})
         return
+    device = resolve_device(composed.cluster)
+    composed = composed.model_copy(update={"cluster": composed.cluster.model_copy(update={"device": device})})
     with make_executor(composed.cluster) as executor, progress() as bar:
         outcome = run_pipeline(composed, executor, bar)
     say(

@@ -14,7 +14,8 @@ from pipeline.compose import RunSettings
 from pipeline.errors import StoreError
 from pipeline.executor import Executor
 from pipeline.plan import Plan, expand_stages, make_plan
-from pipeline.runner import OnProgress, Outcome, Runner
+from pipeline.runner import Outcome, Runner
+from pipeline.settings import OnProgress
 from pipeline.stage import Job, Stage
 from pipeline.subject import Subject, prepare
 from pipeline.views import write_views
@@ -36,7 +37,7 @@ def run(settings: RunSettings, executor: Executor, on_progress: OnProgress | Non
         RaydissectError: some shards failed; what is done is kept.
     """
     stages, wanted = settings.stages_by_name(), expand_stages(list(settings.stages))
-    subject = prepare(settings)
+    subject = prepare(settings, on_progress)
     return execute(settings, subject, wanted, stages, executor, on_progress)
 
 

@@ -11,6 +11,7 @@ from pipeline.errors import StoreError
 from pipeline.executor import Executor
 from pipeline.plan import Key, Plan, is_staged
 from pipeline.results import Result, find_result
+from pipeline.settings import OnProgress
 from pipeline.stage import Job, LayerJob, Stage
 from pipeline.stages.record import Record
 from pipeline.stages.tails import SUPPLEMENT
@@ -18,9 +19,6 @@ from pipeline.subject import Subject
 from workers.worker import Shard, ShardReport
 
 logger = logging.getLogger("raydissect")
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with a stage's name, shards done, shards in all."""
 
 
 @dataclass

@@ -1,9 +1,13 @@
 """What a user can set: frozen pydantic models that refuse what they do not know."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being worked on, how much of it is done, and how much there is."""
 
 
 class Settings(BaseModel):

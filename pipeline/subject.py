@@ -1,6 +1,7 @@
 """What a run works on: the data set, the network with its weights, its layers, the study these make."""
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from pipeline.compose import ModelSettings, RunSettings
 from pipeline.datasets import load_manifest
 from pipeline.errors import SettingsError, StoreError
-from pipeline.settings import Cluster
+from pipeline.settings import Cluster, OnProgress
 from pipeline.stage import Layer, read_anywhere
 from pipeline.store import Store
 from pipeline.study import Numerics, Study
@@ -16,7 +17,10 @@ from pipeline.train import EPOCHS, train
 from schemas import Manifest
 from workers.models import ModelSpec, load
 from workers.nn.layers import expand_layers, layer_table
+from workers.training import Epoch
 from workers.weights import is_file
+
+logger = logging.getLogger("raydissect")
 
 TRAINING_THREADS = 2  # part of what mininet's weights depend on, so the same on every machine
 WEIGHT_FILES = ("safetensors", "pth", "pt")
@@ -34,11 +38,11 @@ class Subject:
     layers: dict[str, Layer]
 
 
-def prepare(settings: RunSettings) -> Subject:
+def prepare(settings: RunSettings, on_progress: OnProgress | None = None) -> Subject:
     """Find the data set, load the network once, measure its layers, and name the study."""
     store = Store(settings.store)
     manifest = load_manifest(store, settings.data.dataset_name)
-    spec = model_spec(settings, store, manifest)
+    spec = model_spec(settings, store, manifest, on_progress)
     device = resolve_device(settings.cluster)
     loaded = load(spec, read_anywhere(store))
     size = loaded.preprocessing
@@ -60,7 +64,9 @@ def prepare(settings: RunSettings) -> Subject:
     return Subject(store, study, manifest, spec, device, layers)
 
 
-def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> ModelSpec:
+def model_spec(
+    settings: RunSettings, store: Store, manifest: Manifest, on_progress: OnProgress | None = None
+) -> ModelSpec:
     """The network to load; own weights are copied into the store, where every worker finds them.
 
     Raises:
@@ -68,7 +74,7 @@ def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> Model
     """
     model, weights = settings.model, settings.model.weights
     if weights == "trained":
-        weights = "store:" + trained_weights(model, store, manifest)
+        weights = "store:" + trained_weights(model, store, manifest, on_progress)
     elif is_file(weights):
         try:
             data = read_anywhere(store)(weights)
@@ -85,7 +91,9 @@ def model_spec(settings: RunSettings, store: Store, manifest: Manifest) -> Model
     return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
 
 
-def trained_weights(model: ModelSettings, store: Store, manifest: Manifest) -> str:
+def trained_weights(
+    model: ModelSettings, store: Store, manifest: Manifest, on_progress: OnProgress | None = None
+) -> str:
     """Where the demo's network lies that was trained on this data set; it is trained if it does not yet.
 
     Raises:
@@ -94,12 +102,21 @@ def trained_weights(model: ModelSettings, store: Store, manifest: Manifest) -> s
     if model.name != "mininet":
         raise SettingsError(f"model.weights=trained is for mininet, not {model.name}: give a file, DEFAULT or random")
     epochs = model.epochs or EPOCHS
-    return train(store, manifest, epochs=epochs, seed=model.seed, threads=TRAINING_THREADS).path
+
+    def report(epoch: Epoch) -> None:
+        logger.info(
+            "training mininet: epoch %d of %d, validation accuracy %.3f", epoch.epoch, epochs, epoch.val_accuracy
+        )
+        if on_progress:
+            on_progress("training", epoch.epoch, epochs)
+
+    return train(store, manifest, epochs=epochs, seed=model.seed, threads=TRAINING_THREADS, on_epoch=report).path
 
 
 def resolve_device(cluster: Cluster) -> str:
-    """cpu or cuda; `auto` takes the GPU that workers ask for, or in this process the one there is."""
+    """cpu or cuda; `auto` takes the GPUs that workers ask for, or on this machine the one there is."""
     if cluster.device != "auto":
         return cluster.device
-    on_gpu = cluster.gpus_per_worker > 0 or (cluster.executor == "inline" and torch.cuda.is_available())
+    on_this_machine = cluster.executor == "inline" or cluster.address is None
+    on_gpu = cluster.gpus_per_worker > 0 or (on_this_machine and torch.cuda.is_available())
     return "cuda" if on_gpu else "cpu"
