@@ -63,16 +63,20 @@ def list_results(store: Store, study_id: str | None = None) -> list[Result]:
 def publish(store: Store, result: Result, tables: dict[str, pa.Table]) -> bool:
     """Write a result's tables, then its manifest; whether this call published it.
 
+    A result that is published already is left as it is.
+
     Args:
         result: the manifest, with `tables` still empty.
         tables: rows by table name, without study_id, result_id and layer, which are added here.
     """
+    if store.exists(result.path):
+        return False
     files = {}
     for name, rows in tables.items():
         for column, value in (("layer", result.layer), ("result_id", result.result_id), ("study_id", result.study_id)):
             rows = rows.append_column(column, pa.array([value] * len(rows), pa.string()))
         path = f"tables/{name}/study_id={result.study_id}/layer={result.layer}/{result.result_id}.parquet"
-        files[name] = store.write_table(path, TABLES[name].cast(rows, result_id=result.result_id))
+        files[name] = store.create_table(path, TABLES[name].cast(rows, result_id=result.result_id))
     whole = result.model_copy(update={"tables": files, "finished": datetime.now(UTC)})
     return store.create(whole.path, whole.model_dump_json(indent=1).encode())
 

@@ -178,7 +178,8 @@ class _StoreErrors:
             return
         if isinstance(error, FileNotFoundError):
             raise StoreError(f"{self.what}: there is no such file") from error
-        if isinstance(error, (OSError, pa.ArrowException)):
+        of_client = isinstance(error, Exception) and type(error).__module__ != "builtins"  # botocore's are no OSErrors
+        if isinstance(error, (OSError, pa.ArrowException)) or of_client:
             raise StoreError(f"{self.what}: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.datasets import list_datasets
 from pipeline.results import list_results, results_table
@@ -45,10 +46,16 @@ def write_views(store: Store) -> None:
     ]
     for name, files in sorted(table_files(store).items()):
         if files:
-            listed = ",\n  ".join(_quote(store.location(path)) for path in files)
+            listed = ",\n  ".join(_quote(_address(store, path)) for path in files)
             source = f"read_parquet([\n  {listed}\n], hive_partitioning = false, union_by_name = true)"
             statements.append(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {source};")
     store.write("views.sql", "\n".join(statements).encode() + b"\n")
+
+
+def _address(store: Store, path: str) -> str:
+    """Where a reader in any folder finds a file."""
+    filesystem, root = store.filesystem
+    return f"{root}/{path}" if isinstance(filesystem, LocalFileSystem) else store.location(path)
 
 
 def _quote(text: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.columns import to_tensor
+from pipeline.errors import InputError, SettingsError
 from pipeline.results import read_result_table
 from pipeline.stage import Job, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
@@ -27,10 +28,12 @@ class Detectors(Stage):
 
     union: Union = "annotated"  # Bau et al. 2017, section 2.2: at least one labeled concept of the category
     min_iou: float = Field(0.04, ge=0, lt=1)  # Bau et al. 2017, section 3
-    splits: tuple[str, ...] | None = None  # None: all
+    splits: tuple[str, ...] | None = Field(None, min_length=1)  # None: all
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         index = ConceptIndex.of(job)
+        if not len(index.concept_ids):
+            raise InputError(f"data set {job.manifest.name} has no labels: there is nothing to detect")
         counts = _Counts(job, layer, index, self.union, self._splits(job))
         tally = layer.inputs["tally"]
         total, mask = counts.dense(
@@ -73,7 +76,7 @@ class Detectors(Stage):
         if self.splits is None:
             return job.manifest.splits
         if unknown := sorted(set(self.splits) - set(job.manifest.splits)):
-            raise ValueError(f"splits {unknown} are not in the data set, which has {list(job.manifest.splits)}")
+            raise SettingsError(f"splits {unknown} are not in the data set, which has {list(job.manifest.splits)}")
         return self.splits
 
     def _null(self, job: Job, counts: "_Counts", layer: LayerJob) -> Tensor | None:
@@ -81,8 +84,8 @@ class Detectors(Stage):
         tally = read_result_table(job.store, layer.inputs["tally"], NULL_TALLY)
         areas = read_result_table(job.store, layer.inputs["tally"], NULL_AREAS)
         best = []
-        for permutation in pc.unique(areas["permutation"]).to_pylist():
-            chosen = (part.filter(pc.equal(part["permutation"], permutation)) for part in (tally, areas))
+        for permutation in areas["permutation"].unique().to_pylist():
+            chosen = (part.filter(pc.field("permutation") == permutation) for part in (tally, areas))
             total, mask = counts.dense(*chosen)
             best.append(ious(total, unions(total, mask, counts.label_pixels())).amax(1))
         return torch.cat(best) if best else None
@@ -100,14 +103,14 @@ class Detectors(Stage):
 
     def _shards(self, job: Job, layer: LayerJob, counts: "_Counts") -> Iterator[tuple[pa.Table, Tensor]]:
         for shard, _, part in staged_tables(job.store, layer.inputs["tally"].result_id, job.shards, "arrow"):
-            yield part.filter(pc.equal(part["permutation"], OWN_LABELS)), counts.label_pixels(shard.index)
+            yield part.filter(pc.field("permutation") == OWN_LABELS), counts.label_pixels(shard.index)
 
 
 class _Counts:
     """Reads counts from tables into dense arrays, for one meaning of A' and some splits."""
 
     def __init__(self, job: Job, layer: LayerJob, index: ConceptIndex, union: Union, splits: tuple[str, ...]) -> None:
-        self._index, self._union, self._splits = index, union, pa.array(splits)
+        self._index, self._union, self._splits = index, union, list(splits)
         self._units = layer.layer.num_units
         self._areas = job.store.read_table(job.manifest.files[LABEL_AREAS.name])
         self._shard_areas = job.store.read_table(job.manifest.files[SHARD_LABEL_AREAS.name])
@@ -121,23 +124,23 @@ class _Counts:
         if self._union == "concept":
             return intersection, self._add(tally, concepts, "mask_pixels_concept", len(self._index.concept_ids))
         areas = self._chosen(areas, "category")
-        places = pc.index_in(areas["category"], pa.array(self._index.categories)).to_numpy()
+        encoded = areas["category"].combine_chunks().dictionary_encode()
+        order = [self._index.categories.index(name) for name in encoded.dictionary.to_pylist()]
+        places = torch.tensor(order, dtype=torch.int64)[torch.from_numpy(encoded.indices.to_numpy().astype(np.int64))]
         column = "mask_pixels" if self._union == "all" else f"mask_pixels_{self._union}"
-        by_category = self._add(
-            areas, torch.from_numpy(np.array(places, dtype=np.int64)), column, len(self._index.categories)
-        )
+        by_category = self._add(areas, places, column, len(self._index.categories))
         return intersection, by_category[:, self._category]
 
     def label_pixels(self, shard: int | None = None) -> Tensor:
         """G of every concept, of the whole data set or of one shard."""
-        areas = self._areas if shard is None else self._shard_areas.filter(pc.equal(self._shard_areas["shard"], shard))
+        areas = self._areas if shard is None else self._shard_areas.filter(pc.field("shard") == shard)
         areas = self._chosen(areas, "concept_id")
         places = self._index.places(areas["concept_id"].to_numpy())
         pixels = torch.zeros(len(self._index.concept_ids), dtype=torch.int64)
         return pixels.index_add_(0, places, to_tensor(areas, "label_pixels"))
 
     def _chosen(self, table: pa.Table, key: str) -> pa.Table:
-        return table.filter(pc.and_(pc.is_in(table["split"], self._splits), pc.is_valid(table[key])))
+        return table.filter(pc.field("split").isin(self._splits) & pc.field(key).is_valid())
 
     def _add(self, table: pa.Table, places: Tensor, column: str, width: int) -> Tensor:
         total = torch.zeros(self._units * width, dtype=torch.int64)

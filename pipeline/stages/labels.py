@@ -43,9 +43,8 @@ class ConceptIndex:
         table = job.concepts.sort_by("concept_id")
         table = table.filter(np.asarray(table["pixels"]) > 0)
         categories = job.manifest.categories
-        membership = torch.tensor(
-            [[own == category for category in categories] for own in table["category"].to_pylist()]
-        )
+        own = np.asarray(table["category"].to_pylist(), dtype=object)
+        membership = torch.from_numpy(own[:, None] == np.asarray(categories, dtype=object))
         return cls(table["concept_id"].to_numpy(), table["name"].to_pylist(), categories, membership)
 
     def places(self, concept_ids: list[int]) -> Int64[Tensor, " concept"]:

@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
-
+from pipeline.errors import SettingsError
 from pipeline.stage import LayerJob, Stage
 from workers.methods.dissection import Alignment, MaskOrder
 
@@ -11,23 +10,21 @@ from workers.methods.dissection import Alignment, MaskOrder
 class MaskSettings(Stage):
     """Settings of a stage that binarizes activation maps."""
 
-    mask_order: MaskOrder = Field(
-        "upsample_first"
-    )  # Bau et al. 2017, section 2.2; threshold_first: the survey's Eq. 18
+    mask_order: MaskOrder = "upsample_first"  # Bau et al. 2017, section 2.2; threshold_first: the survey's Eq. 18
     upsampling: Literal["resize", "receptive_field"] = "resize"  # receptive_field: the Caffe original
 
     def alignment(self, layer: LayerJob, input_size: tuple[int, int]) -> tuple[Alignment, Alignment] | None:
         """Where the layer's grid lies under the input; None for `resize`.
 
         Raises:
-            ValueError: the layer has no receptive field to align by.
+            SettingsError: the layer has no receptive field to align by.
         """
         found = layer.layer
         if self.upsampling == "resize" or found.cells == 1:
             return None
         field = found.field
         if field is None or field.stride_y is None or field.stride_x is None:
-            raise ValueError(
+            raise SettingsError(
                 f"layer {found.name} has no receptive field smaller than the input to align masks by: "
                 "use upsampling=resize for it"
             )

@@ -79,7 +79,8 @@ class Tally(MaskSettings):
         return Worker(read, compute, write)
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
-        total, staging = _zero_areas(job, layer, self.null_permutations), []
+        permutations = self.null_permutations if job.manifest.num_images > 1 else 0
+        total, staging = _zero_areas(job, layer, permutations), []
         for _, file, part in staged_tables(job.store, layer.result_id, self.shards(job), "arrow"):
             staging.append(file)
             total = _sum(pa.concat_tables([total, part.replace_schema_metadata(None)]))
@@ -127,7 +128,7 @@ class Tally(MaskSettings):
         membership = index.membership.to(job.device)
         maps = maps[maps.max > threshold[maps.unit]]
         images, first = np.unique(maps.image_id.numpy(), return_index=True)
-        for image, begin, end in zip(images.tolist(), first, [*first[1:], len(maps.unit)], strict=True):
+        for image, begin, end in zip(images.tolist(), first, [*first, len(maps.unit)][1:], strict=True):
             units = maps.unit[begin:end].to(job.device)
             activation = maps.map[begin:end].view(-1, found.height, found.width).to(job.device)
             masks: dict[tuple[int, int], Tensor] = {}

@@ -53,7 +53,9 @@ def store(dataset, tmp_path) -> Path:
 
 
 def copy(source: Path, target: Path) -> Path:
-    subprocess.run(["cp", "-r", f"{source}/.", f"{target}/"] if target.exists() else ["cp", "-r", source, target], check=True)
+    subprocess.run(
+        ["cp", "-r", f"{source}/.", f"{target}/"] if target.exists() else ["cp", "-r", source, target], check=True
+    )
     return target
 
 
@@ -117,8 +119,19 @@ def test_killed_worker(store, expected):
 @pytest.mark.cluster
 @pytest.mark.parametrize("resume", ["cluster=ray", "cluster=inline"])
 def test_killed_driver(store, expected, resume):
-    command = [sys.executable, "-m", "pipeline.cli", "run", *OVERRIDES, f"store={store}", "cluster=ray", "cluster.workers=2"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "run",
+        *OVERRIDES,
+        f"store={store}",
+        "cluster=ray",
+        "cluster.workers=2",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as driver:
         wait_for(lambda: len(list(store.glob("staging/*/*.maps.arrow"))) >= 4, driver)
         os.kill(driver.pid, signal.SIGKILL)
     done = {path.name for path in store.glob("staging/*/*.maps.arrow")}

@@ -19,9 +19,6 @@ Union = Literal["annotated", "all", "under_mask", "concept"]
 NORMAL_95 = 1.959963984540054
 """Half-width of the central 95% of a normal distribution, in standard deviations."""
 
-NEAR_TIE = 2.0**-50
-"""Above the relative rounding error of a quotient of two counts."""
-
 
 def unions(
     intersection: Int64[Tensor, "unit concept"],
@@ -44,14 +41,14 @@ def best_concepts(
 ) -> Int64[Tensor, " unit"]:
     """The concept of largest IoU among some; ties go to the lowest place, that is the lowest concept id.
 
-    Two IoUs that differ may round to one float64, so that near ties are compared as fractions.
+    Two IoUs that differ may round to one float64, so that ties are compared as fractions.
     """
     iou = torch.where(among, ious(intersection, union), -1.0)
     largest = iou.amax(1, keepdim=True)
-    near = iou >= largest * (1 - NEAR_TIE)
-    best = near.int().argmax(1)
-    for unit in ((near.sum(1) > 1) & (largest[:, 0] > 0)).nonzero().flatten().tolist():
-        places = near[unit].nonzero().flatten().tolist()
+    tied = iou == largest
+    best = tied.int().argmax(1)
+    for unit in ((tied.sum(1) > 1) & (largest[:, 0] > 0)).nonzero().flatten().tolist():
+        places = tied[unit].nonzero().flatten().tolist()
         best[unit] = max(places, key=lambda place: Fraction(int(intersection[unit, place]), int(union[unit, place])))
     return best
 

@@ -130,11 +130,13 @@ def binarize(
     if order == "threshold_first":
         excess = (excess > 0).double() - 0.5
     total = down @ excess @ across  # unit y x
-    mask = total > 0
     if order == "threshold_first" and scale < EXACT_IN_FLOAT64:
-        return mask
-    near = total.abs() <= ROUNDING * scale * excess.abs().amax((1, 2), keepdim=True)
-    if near.any():
+        return total > 0
+    error = ROUNDING * scale * excess.abs().max()
+    mask = total > error
+    near = mask ^ (total >= -error)
+    if near.view(torch.uint8).max():  # many times as fast as any()
+        mask = total > 0
         units = near.flatten(1).any(1).nonzero().flatten()
         magnitude = down @ excess[units].abs() @ across
         near[units] &= (magnitude > 0) & (total[units].abs() <= ROUNDING * magnitude)
