@@ -20,12 +20,17 @@ from pipeline.ingest import DataSettings
 from pipeline.settings import Cluster, Settings, nearest
 from pipeline.stage import Stage
 from pipeline.stages import STAGES
+from pipeline.stages.pilot import Pilot
+from pipeline.stages.thresholds import Thresholds
 
 GROUPS = ("model", "data", "cluster")
 """Groups of `conf` whose value on the command line is the name of a file."""
 
 BY_NAME = ("model", "data")
 """Groups in which a name without a file stands for itself."""
+
+REACH = 1.5
+"""How many times the quantile the pilot's tail must hold, lest too many units be recorded again."""
 
 Convention = Literal["netdissect", "netdissect_lite", "net2vec", "survey"]
 
@@ -77,7 +82,7 @@ class RunSettings(Settings):
             SettingsError: a stage or a setting is unknown or out of range.
         """
         filled = CONVENTIONS.get(self.convention or "", {})
-        stages = {}
+        stages: dict[str, Stage] = {}
         for name, kind in STAGES.items():
             given = dict(self.stage.get(name) or {})
             for key, value in filled.items():
@@ -89,6 +94,7 @@ class RunSettings(Settings):
                     )
                 given[key] = value
             stages[name] = validate(kind, given, f"stage.{name}.")
+        stages[Pilot.name] = _reaching(stages[Pilot.name], stages[Thresholds.name])
         return stages
 
     def asked_of_stages(self) -> dict[str, dict[str, Any]]:
@@ -98,6 +104,13 @@ class RunSettings(Settings):
             for name, stage in self.stages_by_name().items()
         }
         return {name: given for name, given in asked.items() if given}
+
+
+def _reaching(pilot: Any, thresholds: Any) -> Pilot:
+    """The pilot with a tail that reaches well below the quantile, unless its own was asked for."""
+    if "tail_quantile" in pilot.model_fields_set or pilot.tail_quantile > REACH * thresholds.quantile:
+        return pilot
+    return pilot.model_copy(update={"tail_quantile": min(2 * thresholds.quantile, (1 + thresholds.quantile) / 2)})
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

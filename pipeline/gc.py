@@ -66,6 +66,7 @@ def collect(
     for path in _tables_and_shards(store):
         if path not in kept_paths and store.modified(path) <= limit:
             _remove(store, [path], removed, dry_run)
+    _remove(store, [path for path in store.partials() if store.modified(path) <= limit], removed, dry_run)
     return removed
 
 

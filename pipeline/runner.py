@@ -13,7 +13,7 @@ from pipeline.plan import Key, Plan, is_staged
 from pipeline.results import Result, find_result
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, LayerJob, Stage
-from pipeline.stages.record import Record
+from pipeline.stages.record import RecordAgain
 from pipeline.stages.tails import SUPPLEMENT
 from pipeline.subject import Subject
 from workers.worker import Shard, ShardReport
@@ -45,6 +45,16 @@ class Runner:
         self._results: dict[Key, Result] = dict(plan.published)
 
     def run(self) -> None:
+        """Do all there is to do.
+
+        Raises:
+            SettingsError: a stage's settings do not fit a layer or the data set; nothing has run.
+            RaydissectError: some shards failed; what is done is kept.
+        """
+        for stage in self._plan.stages:
+            for name, layer in self._subject.layers.items():
+                if (stage.name, name) in self._plan.todo:
+                    stage.check(layer, self._subject.manifest)
         for stage in self._plan.stages:
             todo = [layer for layer in self._plan.layers if (stage.name, layer) in self._plan.todo]
             self._outcome.found += [
@@ -150,7 +160,7 @@ class Runner:
         record = self._results["record", thresholds.layer]
         if found is None:
             raise StoreError(f"result {thresholds.inputs[SUPPLEMENT]}, which {thresholds.path} was read from, is gone")
-        stage = Record(
+        stage = RecordAgain(
             top_images=record.settings["top_images"], units={thresholds.layer: tuple(found.settings["units"])}
         )
         return self._run_supplement(stage, [thresholds.layer])[thresholds.layer]

@@ -118,6 +118,13 @@ class Stage(Settings):
         scope = study.forward_id if self.hangs_on_images else study.study_id
         return result_id(self.name, self.version, self.settings_of(layer), layer, scope, inputs)
 
+    def check(self, layer: Layer, manifest: Manifest) -> None:
+        """Look at the settings before anything runs.
+
+        Raises:
+            SettingsError: they do not fit the layer or the data set.
+        """
+
     def supplement(self, job: Job) -> "tuple[Stage, list[str]] | None":
         """Another stage that must run first, and on which layers; known only from the job's inputs."""
         return None
@@ -176,6 +183,19 @@ class Reduced:
 def stage_table(store: Store, result_id: str, name: str, table: pa.Table) -> StoredFile:
     """Write one staging file."""
     return store.write_table(staging_path(result_id, name), table)
+
+
+def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:
+    """Writes a shard's tables, one a layer, each of which marks the shard done for its layer."""
+
+    def write(shard: Shard, tables: dict[str, pa.Table]) -> int:
+        files = [
+            stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", table)
+            for layer, table in tables.items()
+        ]
+        return sum(file.bytes for file in files)
+
+    return write
 
 
 def staged_tables(

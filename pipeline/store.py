@@ -97,6 +97,14 @@ class Store:
                 return False
             return True
 
+    def partials(self) -> list[str]:
+        """What writers that were killed left of local files; no reader sees these."""
+        filesystem, root = self.filesystem
+        if not isinstance(filesystem, LocalFileSystem):
+            return []
+        with self._errors("list", ""):
+            return sorted(path[len(root) + 1 :] for path in filesystem.find(root) if path.endswith(".partial"))
+
     def remove(self, path: str) -> None:
         filesystem, root = self.filesystem
         with self._errors("remove", path):

@@ -117,9 +117,7 @@ def resize_axis(cells: int, pixels: int) -> list[Between]:
 
 
 @cache
-def receptive_field_axis(
-    cells: int, pixels: int, input_pixels: int, offset: float, stride: float
-) -> list[Between]:
+def receptive_field_axis(cells: int, pixels: int, input_pixels: int, offset: float, stride: float) -> list[Between]:
     """Pixel y is input pixel p = (y + 1/2) * input/H - 1/2, which is cell (p - offset)/stride, clamped."""
     half = Fraction(1, 2)
     positions = [(y + half) * input_pixels / pixels - half for y in range(pixels)]
@@ -145,9 +143,7 @@ def axes(
             receptive_field_axis(h, height, g.input_height, g.offset_y, g.stride_y),
             receptive_field_axis(w, width, g.input_width, g.offset_x, g.stride_x),
         )
-    raise ValueError(
-        f"upsampling is {upsampling!r} with geometry {geometry}: resize, or receptive_field and one"
-    )
+    raise ValueError(f"upsampling is {upsampling!r} with geometry {geometry}: resize, or receptive_field and one")
 
 
 def mask(
@@ -176,9 +172,7 @@ def mask(
     rows, columns = axes(activation.shape, size, upsampling, geometry)
     if mask_order == "upsample_first":
         if exact:
-            return mask_of(
-                lambda y, x: exact_value(activation, y, x) > Fraction(float(threshold)), rows, columns
-            )
+            return mask_of(lambda y, x: exact_value(activation, y, x) > Fraction(float(threshold)), rows, columns)
         return upsample_first(activation, threshold, rows, columns)
     if mask_order == "threshold_first":
         above = (activation > np.float32(threshold)).astype(np.int64)
@@ -230,9 +224,7 @@ def excess(
     return lerp(activation.astype(np.float64) - np.float64(threshold), rows, columns)
 
 
-def upsample_first(
-    activation, threshold, rows: list[Between], columns: list[Between]
-) -> Bool[np.ndarray, "y x"]:
+def upsample_first(activation, threshold, rows: list[Between], columns: list[Between]) -> Bool[np.ndarray, "y x"]:
     """bilinear(A) > T as bilinear(A - T) > 0: cells equal to T give 0 exactly, whatever the weights.
 
     A pixel's value passes through 7 roundings, each off by at most 2^-53 of bilinear(|A - T|). Where the
@@ -373,9 +365,7 @@ def ious(
         for concept, own_category in category.items():
             intersection = sum(counts["intersection"][unit, concept, split] for split in splits)
             label_pixels = sum(areas.get((concept, split), (0, 0))[0] for split in splits)
-            covered = (
-                mask_area(counts, unit, concept, own_category, union, splits) + label_pixels - intersection
-            )
+            covered = mask_area(counts, unit, concept, own_category, union, splits) + label_pixels - intersection
             result[unit, concept] = (intersection, covered, iou(intersection, covered))
     return result
 

@@ -46,7 +46,9 @@ def test_image_runs_as_a_user():
 
 
 def test_constraints_pin_every_requirement():
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     assert {"ray", "torch", "torchvision", "pyarrow", "pandas", "numpy", "fsspec", "pillow", "hydra-core"} <= pinned
 
 

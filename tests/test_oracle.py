@@ -104,9 +104,7 @@ def test_receptive_field_by_hand():
     # input pixels 1/2, 5/2, 9/2, 13/2 are cells 1/8, 5/8, 9/8 -> 1, 13/8 -> 1
     geometry = Geometry(8, 8, offset_y=0, offset_x=0, stride_y=4, stride_x=4)
     activation = cells([0, 8], [0, 8])
-    np.testing.assert_array_equal(
-        excess(activation, 0, (4, 4), "receptive_field", geometry), [[1, 5, 8, 8]] * 4
-    )
+    np.testing.assert_array_equal(excess(activation, 0, (4, 4), "receptive_field", geometry), [[1, 5, 8, 8]] * 4)
     receptive_field = mask(activation, 4, (4, 4), upsampling="receptive_field", geometry=geometry)
     np.testing.assert_array_equal(receptive_field, [[0, 1, 1, 1]] * 4)
     np.testing.assert_array_equal(mask(activation, 4, (4, 4)), [[0, 0, 1, 1]] * 4)
@@ -151,9 +149,7 @@ def test_mask_names_what_it_does_not_know():
 
 THRESHOLD = np.float32(0.7)
 near_threshold = [np.nextafter(THRESHOLD, np.float32(side), dtype=np.float32) for side in (-9, 9)]
-cell = st.sampled_from([THRESHOLD, THRESHOLD, *near_threshold, 2 * THRESHOLD, 0, 1]) | st.floats(
-    -4, 4, width=32
-)
+cell = st.sampled_from([THRESHOLD, THRESHOLD, *near_threshold, 2 * THRESHOLD, 0, 1]) | st.floats(-4, 4, width=32)
 side = st.integers(1, 4)
 
 
@@ -164,9 +160,7 @@ def maps(draw):
     size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     place = st.sampled_from([-2, 0, 0.5, 1.5, 0.1])
     stride = st.sampled_from([1, 2, 4, 2.3])
-    geometry = Geometry(
-        *draw(st.tuples(st.integers(1, 16), st.integers(1, 16), place, place, stride, stride))
-    )
+    geometry = Geometry(*draw(st.tuples(st.integers(1, 16), st.integers(1, 16), place, place, stride, stride)))
     upsampling = draw(st.sampled_from(["resize", "receptive_field"]))
     return np.array(values, np.float32).reshape(h, w), size, upsampling, geometry
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.errors import InputError, SettingsError
 from pipeline.results import read_result_table
-from pipeline.stage import Job, LayerJob, Reduced, Stage, staged_tables
+from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
 from pipeline.stages.tally import OWN_LABELS
-from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY
+from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Manifest
 from workers.methods.detection import Jackknife, Union, best_concepts, ious, p_values, unions
 
 
@@ -34,7 +34,7 @@ class Detectors(Stage):
         index = ConceptIndex.of(job)
         if not len(index.concept_ids):
             raise InputError(f"data set {job.manifest.name} has no labels: there is nothing to detect")
-        counts = _Counts(job, layer, index, self.union, self._splits(job))
+        counts = _Counts(job, layer, index, self.union, self.splits or job.manifest.splits)
         tally = layer.inputs["tally"]
         total, mask = counts.dense(
             read_result_table(job.store, tally, TALLY), read_result_table(job.store, tally, AREAS)
@@ -72,12 +72,9 @@ class Detectors(Stage):
             )
         return Reduced({"detectors": pa.concat_tables(rows)})
 
-    def _splits(self, job: Job) -> tuple[str, ...]:
-        if self.splits is None:
-            return job.manifest.splits
-        if unknown := sorted(set(self.splits) - set(job.manifest.splits)):
-            raise SettingsError(f"splits {unknown} are not in the data set, which has {list(job.manifest.splits)}")
-        return self.splits
+    def check(self, layer: Layer, manifest: Manifest) -> None:
+        if unknown := sorted(set(self.splits or ()) - set(manifest.splits)):
+            raise SettingsError(f"splits {unknown} are not in the data set, which has {list(manifest.splits)}")
 
     def _null(self, job: Job, counts: "_Counts", layer: LayerJob) -> Tensor | None:
         """Best IoUs of all units under every null permutation; None without one."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.stage import Job, LayerJob, Reduced, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, stage_writer, staged_tables
 from pipeline.stages.masks import MaskSettings
 from pipeline.stages.tails import ShardMaps, read_tail_maps, read_top_images
 from pipeline.stages.tally import read_thresholds
@@ -50,7 +50,7 @@ class Exemplars(MaskSettings):
         thresholds = {name: read_thresholds(job, layer) for name, layer in job.layers.items()}
         wanted = {name: self._choose(job, layer, thresholds[name]) for name, layer in job.layers.items()}
         input_size = (job.study.preprocessing["height"], job.study.preprocessing["width"])
-        alignments = {name: self.alignment(layer, input_size) for name, layer in job.layers.items()}
+        alignments = {name: self.alignment(layer.layer, input_size) for name, layer in job.layers.items()}
 
         def read(shard: Shard) -> ShardExemplars:
             ids = range(shard.first_image, shard.first_image + shard.rows)
@@ -88,13 +88,7 @@ class Exemplars(MaskSettings):
                         )
             return {layer: PARTIAL.cast(pa.Table.from_pylist(r, schema=PARTIAL.schema)) for layer, r in rows.items()}
 
-        def write(shard: Shard, tables: dict[str, pa.Table]) -> int:
-            return sum(
-                stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", table).bytes
-                for layer, table in tables.items()
-            )
-
-        return Worker(read, compute, write)
+        return Worker(read, compute, stage_writer(job))
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         parts = [part for _, _, part in staged_tables(job.store, layer.result_id, self.shards(job), "arrow")]

@@ -3,7 +3,8 @@
 from typing import Literal
 
 from pipeline.errors import SettingsError
-from pipeline.stage import LayerJob, Stage
+from pipeline.stage import Layer, Stage
+from schemas import Manifest
 from workers.methods.dissection import Alignment, MaskOrder
 
 
@@ -13,19 +14,21 @@ class MaskSettings(Stage):
     mask_order: MaskOrder = "upsample_first"  # Bau et al. 2017, section 2.2; threshold_first: the survey's Eq. 18
     upsampling: Literal["resize", "receptive_field"] = "resize"  # receptive_field: the Caffe original
 
-    def alignment(self, layer: LayerJob, input_size: tuple[int, int]) -> tuple[Alignment, Alignment] | None:
+    def check(self, layer: Layer, manifest: Manifest) -> None:
+        self.alignment(layer, (1, 1))
+
+    def alignment(self, layer: Layer, input_size: tuple[int, int]) -> tuple[Alignment, Alignment] | None:
         """Where the layer's grid lies under the input; None for `resize`.
 
         Raises:
             SettingsError: the layer has no receptive field to align by.
         """
-        found = layer.layer
-        if self.upsampling == "resize" or found.cells == 1:
+        if self.upsampling == "resize" or layer.cells == 1:
             return None
-        field = found.field
+        field = layer.field
         if field is None or field.stride_y is None or field.stride_x is None:
             raise SettingsError(
-                f"layer {found.name} has no receptive field smaller than the input to align masks by: "
+                f"layer {layer.name} has no receptive field smaller than the input to align masks by: "
                 "use upsampling=resize for it"
             )
         return (

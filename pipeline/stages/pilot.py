@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, stage_writer, staged_tables
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from schemas.staging import BOUNDS, PILOT_CELLS
 from workers.methods.dissection import largest, rank_of_threshold
@@ -56,14 +56,7 @@ class Pilot(Stage):
                 tables[layer] = PILOT_CELLS.cast(pa.table(columns), per_image=str(per_image), images=str(images))
             return tables
 
-        def write(shard: Shard, tables: dict[str, pa.Table]) -> int:
-            files = [
-                stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", table)
-                for layer, table in tables.items()
-            ]
-            return sum(file.bytes for file in files)
-
-        return Worker(picture_reader(job, model), compute, write)
+        return Worker(picture_reader(job, model), compute, stage_writer(job))
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         parts, rank = [], 0

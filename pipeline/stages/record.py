@@ -29,12 +29,6 @@ class Record(Stage):
     hangs_on_images: ClassVar[bool] = True
 
     top_images: int = Field(100, ge=1)  # kept a unit, for exemplars
-    units: dict[str, tuple[int, ...]] | None = (
-        None  # by layer: only these units, all their maps; None: all units, tails
-    )
-
-    def settings_of(self, layer: str) -> dict[str, Any]:
-        return {"top_images": self.top_images, "units": self.units and self.units[layer]}
 
     def shards(self, job: Job) -> list[Shard]:
         return job.shards
@@ -44,7 +38,7 @@ class Record(Stage):
 
     def build(self, job: Job) -> Worker:
         model = job.load_model()
-        bounds = {name: self._bounds(job, layer).to(job.device) for name, layer in job.layers.items()}
+        bounds = {name: self.bounds(job, layer).to(job.device) for name, layer in job.layers.items()}
 
         @torch.inference_mode()
         def compute(pictures: Pictures) -> dict[str, "_Recorded"]:
@@ -78,16 +72,33 @@ class Record(Stage):
         rows = {"unit": range(layer.layer.num_units), "bound": bound, **_columns(total)}
         staging.append(stage_table(job.store, layer.result_id, "units.arrow", UNIT_STATISTICS.cast(pa.table(rows))))
         staging.append(stage_table(job.store, layer.result_id, "top_images.arrow", TOP_IMAGES.cast(tops[0])))
-        return Reduced({} if self.units else {"layers": _layer_row(job, layer)}, staging)
+        return Reduced(self.tables(job, layer), staging)
 
-    def _bounds(self, job: Job, layer: LayerJob) -> Tensor:
-        """Every unit's bound; with `units`, nothing of the others and everything of these."""
-        if self.units is None:
-            table = job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
-            return to_tensor(table, "bound")
+    def bounds(self, job: Job, layer: LayerJob) -> Tensor:
+        """Every unit's bound: maps whose maximum exceeds it are kept."""
+        table = job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
+        return to_tensor(table, "bound")
+
+    def tables(self, job: Job, layer: LayerJob) -> dict[str, pa.Table]:
+        """What a record publishes."""
+        return {"layers": _layer_row(job, layer)}
+
+
+class RecordAgain(Record):
+    """All maps of the few units whose bound was too high, and nothing of the others; made by `thresholds`."""
+
+    units: dict[str, tuple[int, ...]]  # by layer
+
+    def settings_of(self, layer: str) -> dict[str, Any]:
+        return {"top_images": self.top_images, "units": self.units[layer]}
+
+    def bounds(self, job: Job, layer: LayerJob) -> Tensor:
         bounds = torch.full((layer.layer.num_units,), torch.inf)
         bounds[list(self.units[layer.layer.name])] = -torch.inf
         return bounds
+
+    def tables(self, job: Job, layer: LayerJob) -> dict[str, pa.Table]:
+        return {}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.columns import to_tensor
 from pipeline.results import read_result_table
-from pipeline.stage import Job, LayerJob, Reduced, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, stage_writer, staged_tables
 from pipeline.stages.labels import ConceptIndex, read_annotations
 from pipeline.stages.masks import MaskSettings
 from pipeline.stages.tails import ShardMaps, read_tail_maps
@@ -56,7 +56,7 @@ class Tally(MaskSettings):
         index = ConceptIndex.of(job)
         thresholds = {name: read_thresholds(job, layer) for name, layer in job.layers.items()}
         input_size = (job.study.preprocessing["height"], job.study.preprocessing["width"])
-        alignments = {name: self.alignment(layer, input_size) for name, layer in job.layers.items()}
+        alignments = {name: self.alignment(layer.layer, input_size) for name, layer in job.layers.items()}
 
         def read(shard: Shard) -> LabelledMaps:
             annotations = read_annotations(job, index, shard)
@@ -70,13 +70,7 @@ class Tally(MaskSettings):
                 for layer in loaded.shard.layers
             }
 
-        def write(shard: Shard, tables: dict[str, pa.Table]) -> int:
-            return sum(
-                stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", table).bytes
-                for layer, table in tables.items()
-            )
-
-        return Worker(read, compute, write)
+        return Worker(read, compute, stage_writer(job))
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         permutations = self.null_permutations if job.manifest.num_images > 1 else 0

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.columns import to_tensor
 from pipeline.stage import Job, LayerJob, Reduced, Stage
-from pipeline.stages.record import Record
+from pipeline.stages.record import RecordAgain
 from pipeline.stages.tails import read_tail_maps, read_unit_statistics
 from workers.methods.dissection import rank_of_threshold
 from workers.methods.order_statistics import DIGITS, Selection
@@ -38,7 +38,7 @@ class Thresholds(Stage):
         if not short:
             return None
         top_images = next(iter(job.layers.values())).inputs["record"].settings["top_images"]
-        return Record(top_images=top_images, units=short), list(short)
+        return RecordAgain(top_images=top_images, units=short), list(short)
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         statistics = read_unit_statistics(job, layer)

@@ -169,3 +169,13 @@ def test_a_setting_that_contradicts_the_convention_is_refused():
         compose_settings(["stage.exemplars.mask_order=upsample_first", "convention=survey"])
     agreeing = compose_settings(["convention=net2vec", "union=concept"]).stages_by_name()
     assert agreeing["detectors"].union == "concept"
+
+
+def test_the_pilot_reaches_below_a_large_quantile():
+    def tail(*overrides: str) -> float:
+        return compose_settings(list(overrides)).stages_by_name()["pilot"].tail_quantile
+
+    assert tail() == tail("quantile=0.001") == tail("quantile=0.01") == 0.02
+    assert tail("quantile=0.05") == 0.1
+    assert 0.9 < tail("quantile=0.9") < 1
+    assert tail("quantile=0.05", "tail_quantile=0.03") == 0.03

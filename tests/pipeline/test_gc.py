@@ -175,3 +175,12 @@ def test_a_study_keeps_what_it_shares_with_one_whose_results_go(store, tmp_path)
         assert all(store.exists(file.path) for file in [*result.tables.values(), *result.staging])
     assert len(dissect.read_table(store.url, "layers")) == 1
     assert prepare(dissect.settings(store.url, *relabelled)).study.study_id == second
+
+
+def test_what_killed_writers_left_goes_after_the_grace(tmp_path):
+    store = Store(str(tmp_path))
+    store.write("staging/one/000000.arrow", b"whole")
+    (tmp_path / "staging" / "one" / "000001.arrow.x7.partial").write_bytes(b"half")
+    assert collect(store).files == []
+    assert "staging/one/000001.arrow.x7.partial" in collect(store, grace_hours=0).files
+    assert not list(tmp_path.rglob("*.partial"))

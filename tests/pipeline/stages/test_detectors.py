@@ -91,7 +91,7 @@ def test_one_shard_leaves_the_interval_null(tmp_path, source):
 
 def test_a_split_that_is_not_there_is_refused(tmp_path, store, chosen):
     store = shutil.copytree(store, tmp_path / "store")
-    with pytest.raises(ShardsFailed, match=r"splits \['test'\] are not in the data set, which has \['train', 'val'\]"):
+    with pytest.raises(SettingsError, match=r"splits \['test'\] are not in the data set, which has \['train', 'val'\]"):
         dissect.run_only(store, *chosen, "stages=[detectors]", "splits=[test,val]")
     with pytest.raises(SettingsError, match="splits"):
         dissect.settings(store, *chosen, "splits=[]")
