@@ -31,7 +31,7 @@ TABLES = ("thresholds", "tally", "areas", "null_tally", "null_areas", "detectors
 def test_tables_do_not_depend_on_the_bound(tmp_path, source, store, chosen, pilot):
     """Bounds too high for all units, for some, equal to the threshold, and far below."""
     dissect.ingest_and_run(tmp_path / "store", *chosen, *pilot)
-    records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings["units"]]
+    records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings.get("units")]
     if pilot[0] in ("tail_quantile=0.0001", "tail_quantile=0.05"):
         assert records, "no bound was too high: the test tests nothing"
     elif pilot[0] == "tail_quantile=0.99":
@@ -57,7 +57,7 @@ def test_tables_do_not_depend_on_forced_bounds(tmp_path, store, chosen, monkeypa
 
     monkeypatch.setattr(module, "BOUNDS", Forced)
     dissect.ingest_and_run(tmp_path / "store", *chosen)
-    records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings["units"]]
+    records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings.get("units")]
     assert len(records) == (3 if value == "some" else 0)
     for record in records:
         assert record.settings["units"] == list(range(0, record.settings["units"][-1] + 1, 3))
