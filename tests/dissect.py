@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from pipeline.runner import Outcome
-from pipeline.subject import Subject, prepare
 
 from pipeline.compose import RunSettings, compose_settings
 from pipeline.executor import make_executor
 from pipeline.ingest import ingest
 from pipeline.results import Result, list_results
 from pipeline.run import run
+from pipeline.runner import Outcome
 from pipeline.stage import Job, LayerJob
 from pipeline.stages.forward import picture_reader, record_layers
 from pipeline.store import Store
 from pipeline.study import list_studies
+from pipeline.subject import Subject, prepare
 from pipeline.views import open_tables
 from tests import oracle
 
