@@ -15,6 +15,6 @@ COPY pipeline pipeline
 COPY conf conf
 RUN pip install --constraint constraints.txt '.[s3]'
 
-USER raydissect
+USER 1000
 WORKDIR /data
 CMD ["raydissect", "--help"]

@@ -42,7 +42,7 @@ def test_compose_services_ask_for_the_token_and_drop_rights(compose):
 
 def test_image_runs_as_a_user():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    assert [line for line in lines if line.startswith("USER ")] == ["USER raydissect"]
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 1000"]
 
 
 def test_constraints_pin_every_requirement():
