@@ -6,12 +6,12 @@ from pipeline.compose import CONVENTIONS, compose_settings
 from pipeline.errors import SettingsError
 
 ODD_PATHS = [
-    "/tmp/a b,c=d/e",
-    "/tmp/(paren) [bracket] {brace}",
-    "/tmp/${oc.env:HOME}/$x",
+    "/data/a b,c=d/e",
+    "/data/(paren) [bracket] {brace}",
+    "/data/${oc.env:HOME}/$x",
     "s3://bucket/prefix?x=1&y=2#z",
-    "/tmp/größe/漢字",
-    "/tmp/'quoted' \"twice\"",
+    "/data/größe/漢字",
+    "/data/'quoted' \"twice\"",
     "C:\\data\\new",
     "~/x%20y;z!",
     "007",
@@ -27,8 +27,8 @@ def test_text_is_taken_as_it_stands(path):
 
 
 def test_quotes_around_a_whole_value_are_left_out():
-    assert compose_settings(["store='/tmp/a b'"]).store == "/tmp/a b"
-    assert compose_settings(['store="/tmp/a b"']).store == "/tmp/a b"
+    assert compose_settings(["store='/data/a b'"]).store == "/data/a b"
+    assert compose_settings(['store="/data/a b"']).store == "/data/a b"
 
 
 @pytest.mark.parametrize(

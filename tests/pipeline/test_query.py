@@ -86,7 +86,7 @@ def test_any_iou_is_a_query_away(store: Store):
         "select * from read_text('/etc/hostname')",
         "select * from read_parquet('s3://bucket/x.parquet')",
         "from glob('/*')",
-        "copy tally to '/tmp/out.csv'",
+        "copy tally to 'out.csv'",
         "attach '/tmp/other.db'",
         "install httpfs",
         "load httpfs",
