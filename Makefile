@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel clean
+.PHONY: help demo test bench check format wheel clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STORE := demo/store
+OUT ?= benchmarks/results/bench.md
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +21,9 @@ demo: .venv/.ready ## make a small data set, train a small network on it, dissec
 
 test: .venv/.ready ## all tests, cluster and browser included
 	$(BIN)/python -m pytest
+
+bench: .venv/.ready ## measure how fast it is, print a table and append it to OUT; see BENCHMARKS.md
+	$(BIN)/python -m benchmarks --out $(OUT)
 
 check: .venv/.ready ## linters, types, import rules, then the tests
 	$(BIN)/ruff check .

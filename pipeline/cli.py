@@ -147,6 +147,9 @@ def status(overrides: Overrides = None) -> None:
     if found.unfinished:
         say("\nunfinished work:")
         print_rows(["run", "stage", "layer", "shards done", "shards"], found.unfinished)
+    if found.passes:
+        say("\nforward passes a layer:")
+        print_rows(["layer", "passes", "staged", "why"], found.passes)
 
 
 @app.command()

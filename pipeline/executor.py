@@ -5,9 +5,10 @@ are identical. Only `pipeline.ray_executor` imports Ray, and only `cluster=ray` 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -58,7 +59,11 @@ def make_executor(cluster: Cluster) -> Executor:
 
 
 class InlineExecutor:
-    """One worker in this process: no Ray, breakpoints work. Reads the next shard while computing."""
+    """One worker in this process: no Ray, breakpoints work.
+
+    Reads the next shard and writes the one before while it computes, each on a thread of its own; with
+    `cluster.window=1` it does one thing at a time.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -81,39 +86,73 @@ class InlineExecutor:
                 worker = build()
             except Exception as error:
                 raise build_failed(title, [Failure.of(error)]) from error
-            hardware = describe_hardware()
-            reader = ThreadPoolExecutor(1, "reader", torch.set_num_threads, (threads,))
-            with reader:
-                for shard, watch, batch in self._read_ahead(reader, worker, shards):
-                    ledger.add(_finish(worker, shard, watch, batch, hardware))
+            phases = _Phases(worker, describe_hardware())
+            if self._cluster.window == 1:
+                for shard in shards:
+                    ledger.add(phases.write(phases.compute(phases.read(shard))))
+            else:
+                with _helper("reader", threads) as reader, _helper("writer", threads) as writer:
+                    for outcome in _overlap(phases, shards, reader, writer):
+                        ledger.add(outcome)
         return ledger.close()
 
-    def _read_ahead(
-        self, reader: ThreadPoolExecutor, worker: Worker, shards: Sequence[Shard]
-    ) -> Iterator[tuple[Shard, Stopwatch, Future[Any]]]:
-        def submit(shard: Shard) -> tuple[Shard, Stopwatch, Future[Any]]:
-            watch = Stopwatch()
-            return shard, watch, reader.submit(watch.time, "read", worker.read, shard)
 
-        if self._cluster.window == 1:
-            yield from map(submit, shards)
-            return
-        upcoming = submit(shards[0])
-        for shard in shards[1:]:
-            current = upcoming
-            current[2].exception()  # one shard ahead, no more
-            upcoming = submit(shard)
-            yield current
-        yield upcoming
+def _overlap(
+    phases: "_Phases", shards: Sequence[Shard], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
+) -> Iterator[ShardReport | Failure]:
+    """Compute shard by shard in this thread; never more than one is read ahead, and one being written."""
+    upcoming = reader.submit(phases.read, shards[0])
+    written: Future[ShardReport | Failure] | None = None
+    for following in [*shards[1:], None]:
+        shard = upcoming.result()
+        if following is not None:
+            upcoming = reader.submit(phases.read, following)
+        phases.compute(shard)
+        if written is not None:
+            yield written.result()
+        written = writer.submit(phases.write, shard)
+    if written is not None:
+        yield written.result()
 
 
-def _finish(worker: Worker, shard: Shard, watch: Stopwatch, batch: Future[Any], hardware: str) -> ShardReport | Failure:
-    try:
-        outputs = watch.time("compute", worker.compute, batch.result())
-        written = watch.time("write", worker.write, shard, outputs)
-    except Exception as error:
-        return Failure.of(error, shard)
-    return report_of(shard, watch, written, "inline", hardware)
+@dataclass
+class _Underway:
+    """A shard between phases, with what the last one made of it, or why it goes no further."""
+
+    shard: Shard
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    value: Any = None
+    failure: Failure | None = None
+
+    def advance(self, phase: str, function: Callable[..., Any], *arguments: Any) -> "_Underway":
+        if self.failure is None:
+            try:
+                self.value = self.watch.time(phase, function, *arguments)
+            except Exception as error:
+                self.value, self.failure = None, Failure.of(error, self.shard)
+        return self
+
+
+class _Phases:
+    """The three phases of a worker, each of which may run on another thread."""
+
+    def __init__(self, worker: Worker, hardware: str) -> None:
+        self._worker, self._hardware = worker, hardware
+
+    def read(self, shard: Shard) -> _Underway:
+        return _Underway(shard).advance("read", self._worker.read, shard)
+
+    def compute(self, one: _Underway) -> _Underway:
+        return one.advance("compute", self._worker.compute, one.value)
+
+    def write(self, one: _Underway) -> ShardReport | Failure:
+        one.advance("write", self._worker.write, one.shard, one.value)
+        return one.failure or report_of(one.shard, one.watch, one.value, "inline", self._hardware)
+
+
+def _helper(name: str, threads: int) -> ThreadPoolExecutor:
+    """One thread; torch counts its threads for each thread that calls it."""
+    return ThreadPoolExecutor(1, name, torch.set_num_threads, (threads,))
 
 
 @contextmanager

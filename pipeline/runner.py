@@ -94,6 +94,7 @@ class Runner:
         """Map over the shards that lack a file, reduce every layer, and read the published results."""
         seconds = dict.fromkeys(job.layers, 0.0)
         if shards := self._missing(stage, job):
+            stage.prepare(job)
             for report in self._dispatch(stage.name, partial(stage.build, job), shards):
                 for layer in report.shard.layers:
                     seconds[layer] += report.seconds / len(report.shard.layers)
@@ -140,7 +141,7 @@ class Runner:
 
     def _job(self, layers: dict[str, LayerJob]) -> Job:
         s = self._subject
-        return Job(s.store, s.study, s.manifest, s.model, s.device, layers)
+        return Job(s.store, s.study, s.manifest, s.model, s.device, layers, decode_threads=s.decode_threads)
 
     def _layer_job(self, stage: Stage, layer: str, planned: bool = True) -> LayerJob:
         inputs = {read: self._results[read, layer] for read in stage.inputs}
@@ -157,10 +158,9 @@ class Runner:
         )
         if found is not None and is_staged(self._subject.store, found):
             return found
-        record = self._results["record", thresholds.layer]
         if found is None:
             raise StoreError(f"result {thresholds.inputs[SUPPLEMENT]}, which {thresholds.path} was read from, is gone")
-        stage = RecordAgain(
-            top_images=record.settings["top_images"], units={thresholds.layer: tuple(found.settings["units"])}
-        )
+        units = {thresholds.layer: tuple(found.settings["units"])}
+        records = {thresholds.layer: self._results["record", thresholds.layer]}
+        stage = RecordAgain.of(self._subject.store, records, units)
         return self._run_supplement(stage, [thresholds.layer])[thresholds.layer]

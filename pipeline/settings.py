@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from workers.precision import MemoryFormat, Precision
+
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being worked on, how much of it is done, and how much there is."""
 
@@ -30,10 +32,13 @@ class Cluster(Settings):
     workers: int | None = Field(None, ge=1)  # None: one for every `cpus_per_worker` the cluster has
     threads: int = Field(1, ge=1)  # torch threads a worker; part of the numerics, so set in every executor
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "float32"  # of the forward pass; part of the numerics
+    memory_format: MemoryFormat = "contiguous"  # likewise; channels_last is often faster
+    decode_threads: int | None = Field(None, ge=1)  # a worker; None: the cores that it leaves idle, at most 8
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     resources: dict[str, float] = {}  # custom Ray resources a worker asks for
-    window: int = Field(2, ge=1)  # shards in flight a worker: one being computed, the rest being read
+    window: int = Field(2, ge=1)  # shards in flight a worker: one computed, the rest read or written; 1: no overlap
     max_deaths: int = Field(3, ge=1)  # a shard that outlives this many workers is quarantined
     shard_timeout: float = Field(1800, gt=0)  # seconds after which a shard counts as hung
     start_timeout: float = Field(120, gt=0)  # seconds without any worker after which the run fails

@@ -6,23 +6,30 @@ layer turns these, or the results the stage reads, into tables and publishes the
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 from pydantic import ConfigDict
 
+from pipeline.errors import StoreError
 from pipeline.results import Result, publish, result_id, staging_path
 from pipeline.settings import Settings
 from pipeline.store import Store, StoredFile
 from pipeline.study import Study
 from schemas import CONCEPTS, Manifest
-from workers.models import LoadedModel, ModelSpec, load
+from workers.models import LoadedModel, ModelSpec, load_once
 from workers.nn.receptive_field import ReceptiveField
 from workers.worker import Shard, Worker
+
+READ_AHEAD = 8
+"""How many staging files are read while one is used."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +69,18 @@ class Job:
     device: str
     layers: dict[str, LayerJob]
     seed: int = 0
+    decode_threads: int = 1  # has no say in what is decoded
 
     def load_model(self) -> LoadedModel:
-        """The network, on the job's device; its weights are checked against the study's."""
-        loaded = load(self.model, read_anywhere(self.store))
-        if loaded.weights_sha256 != self.study.weights_sha256:
+        """The network, as the study runs it; its weights are checked against the study's. Not to be changed."""
+        study, numerics = self.study, self.study.numerics
+        loaded = load_once(self.model, read_anywhere(self.store), self.store.url, study.weights_sha256)
+        if loaded.weights_sha256 != study.weights_sha256:
             raise ValueError(
                 f"the weights of {self.model.name} have changed since the run began: "
-                f"{loaded.weights_sha256[:12]} here, {self.study.weights_sha256[:12]} in the study"
+                f"{loaded.weights_sha256[:12]} here, {study.weights_sha256[:12]} in the study"
             )
-        loaded.module.to(self.device)
-        return loaded
+        return loaded.on(self.device, numerics.precision, numerics.memory_format)
 
     @cached_property
     def concepts(self) -> pa.Table:
@@ -128,6 +136,9 @@ class Stage(Settings):
     def supplement(self, job: Job) -> "tuple[Stage, list[str]] | None":
         """Another stage that must run first, and on which layers; known only from the job's inputs."""
         return None
+
+    def prepare(self, job: Job) -> None:
+        """Settle, on the driver, what all workers of the map must agree on."""
 
     def shards(self, job: Job) -> list[Shard]:
         """Shards of the map, before those that are done are left out; none for a stage that only reduces."""
@@ -199,11 +210,50 @@ def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:
 
 
 def staged_tables(
-    store: Store, result_id: str, shards: Iterable[Shard], suffix: str
-) -> Iterable[tuple[Shard, StoredFile, pa.Table]]:
-    """The staging files of shards one by one, in order, with the hash of what was read."""
-    for shard in shards:
-        path = staging_path(result_id, f"{shard.name}.{suffix}")
-        data = store.read(path)
-        table = pa.ipc.open_file(data).read_all()
-        yield shard, StoredFile(path, hashlib.sha256(data).hexdigest(), len(table), len(data)), table
+    store: Store, result_id: str, shards: Iterable[Shard], suffix: str, columns: list[str] | None = None
+) -> Iterator[tuple[Shard, StoredFile, pa.Table]]:
+    """The staging files of shards one by one, in order, with the hash of what was read.
+
+    Files are read ahead, so that a store that answers late costs its delay once in `READ_AHEAD` files; no more
+    than these and the one that the caller holds are in memory.
+
+    Args:
+        columns: the columns to decode; all without it.
+
+    Raises:
+        StoreError: a file cannot be read, or is none of Arrow's.
+    """
+    yield from read_ahead(lambda shard: _read_staged(store, result_id, shard, suffix, columns), shards)
+
+
+Read = TypeVar("Read")
+
+
+def read_ahead(read: Callable[[Shard], Read], shards: Iterable[Shard]) -> Iterator[Read]:
+    """Call `read` with every shard, in order, on threads that are `READ_AHEAD` shards ahead."""
+    upcoming: deque[Future[Read]] = deque()
+    rest = iter(shards)
+    pool = ThreadPoolExecutor(READ_AHEAD, "staged")
+    try:
+        while True:
+            upcoming.extend(pool.submit(read, shard) for shard in islice(rest, READ_AHEAD - len(upcoming)))
+            if not upcoming:
+                return
+            yield upcoming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_staged(
+    store: Store, result_id: str, shard: Shard, suffix: str, columns: list[str] | None
+) -> tuple[Shard, StoredFile, pa.Table]:
+    path = staging_path(result_id, f"{shard.name}.{suffix}")
+    data = store.read(path)
+    try:
+        names = pa.ipc.open_file(data).schema.names if columns else []
+        fields = [place for place, name in enumerate(names) if name in (columns or [])] or None  # None: all
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        table = pa.ipc.open_file(data, options=options).read_all()
+    except pa.ArrowException as error:
+        raise StoreError(f"cannot read {store.location(path)}: {error}") from error
+    return shard, StoredFile(path, hashlib.sha256(data).hexdigest(), len(table), len(data)), table

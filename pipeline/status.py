@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.collect import depth
-from pipeline.results import list_results, read_result_table
+from pipeline.results import Result, list_results, read_result_table, staging_path
 from pipeline.stages import STAGES
+from pipeline.stages.record import PASSES_FILE, Record, read_choice
 from pipeline.store import Store
 from pipeline.study import list_studies
 from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
@@ -19,6 +20,7 @@ class Status:
     studies: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     unfinished: list[dict[str, Any]]
+    passes: list[dict[str, Any]]
 
 
 def read_status(store: Store, last_runs: int = 5) -> Status:
@@ -42,7 +44,12 @@ def read_status(store: Store, last_runs: int = 5) -> Status:
     claims = {todo["result_id"]: (word, todo) for word in words for todo in word["todo"]}  # of several, the last
     published = {result.result_id for result in results}
     unfinished = [_unfinished(store, *claim) for result_id, claim in claims.items() if result_id not in published]
-    return Status(studies, runs, unfinished)
+    records = {todo["result_id"]: todo["layer"] for _, todo in claims.values() if todo["stage"] == Record.name}
+    rows = [_passes_row(store, result_id, layer) for result_id, layer in records.items() if result_id not in published]
+    rows += [_passes_row(store, r.result_id, r.layer, r) for r in results if r.stage == Record.name]
+    passes = [row for row in rows if row]
+    passes.sort(key=lambda row: (row["record"], row["layer"]))
+    return Status(studies, runs, unfinished, passes)
 
 
 def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
@@ -77,6 +84,16 @@ def _run_row(store: Store, word: dict[str, Any], ended: str | None) -> dict[str,
     record = found.to_pylist()[0]
     error = (record["error"] or "").partition("\n")[0]
     return {**row, "outcome": record["outcome"], "computed": len(record["computed"]), "error": error}
+
+
+def _passes_row(store: Store, result_id: str, layer: str, result: Result | None = None) -> dict[str, Any] | None:
+    """How often the images go through the network for a layer; None if that is not settled, or collected."""
+    if not store.exists(staging_path(result_id, PASSES_FILE)):
+        return None
+    choice = read_choice(store, result_id)
+    maps = [file.bytes for file in result.staging if file.path.endswith(".maps.arrow")] if result else []
+    staged = f"{sum(maps) / 1e6:,.1f} MB" if maps else ""
+    return {"record": result_id, "layer": layer, "passes": choice.passes, "staged": staged, "why": choice.reason}
 
 
 def _unfinished(store: Store, word: dict[str, Any], todo: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import InputError
+from pipeline.settings import Cluster
 from pipeline.store import Store, digest
 from schemas import STUDIES
+from workers.precision import MemoryFormat, Precision
 
 
 class Numerics(BaseModel):
@@ -25,19 +27,21 @@ class Numerics(BaseModel):
     cpu_capability: str
     threads: int
     batch_size: int
-    tf32: bool
+    precision: Precision
+    memory_format: MemoryFormat
 
     @classmethod
-    def here(cls, device: str, threads: int, batch_size: int) -> "Numerics":
+    def here(cls, device: str, cluster: Cluster, batch_size: int) -> "Numerics":
         """The numerics of this process; on a cluster of mixed hardware, the run names what it met."""
         return cls(
             torch=torch.__version__,
             machine=platform.machine(),
             device=device,
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            threads=threads,
+            threads=cluster.threads,
             batch_size=batch_size,
-            tf32=bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32),
+            precision=cluster.precision,
+            memory_format=cluster.memory_format,
         )
 
 

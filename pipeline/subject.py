@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+import math
+import os
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -15,7 +17,7 @@ from pipeline.store import Store
 from pipeline.study import Numerics, Study
 from pipeline.train import EPOCHS, train
 from schemas import Manifest
-from workers.models import ModelSpec, load
+from workers.models import ModelSpec, keep, load, load_once
 from workers.nn.layers import expand_layers, layer_table
 from workers.training import Epoch
 from workers.weights import is_file
@@ -24,6 +26,7 @@ logger = logging.getLogger("raydissect")
 
 TRAINING_THREADS = 2  # part of what mininet's weights depend on, so the same on every machine
 WEIGHT_FILES = ("safetensors", "pth", "pt")
+MOST_DECODERS = 8  # beyond, Python's lock is what images wait for
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ class Subject:
     model: ModelSpec
     device: str
     layers: dict[str, Layer]
+    decode_threads: int = 1
 
 
 def prepare(settings: RunSettings, on_progress: OnProgress | None = None) -> Subject:
     """Find the data set, load the network once, measure its layers, and name the study."""
     store = Store(settings.store)
     manifest = load_manifest(store, settings.data.dataset_name)
-    spec = model_spec(settings, store, manifest, on_progress)
     device = resolve_device(settings.cluster)
-    loaded = load(spec, read_anywhere(store))
+    spec = model_spec(settings, store, manifest, on_progress)
+    loaded = load_once(spec, read_anywhere(store), store.url)
     size = loaded.preprocessing
     shape = (3, size.height, size.width)
     names = expand_layers(loaded.module, settings.layers, shape)
@@ -59,9 +63,9 @@ def prepare(settings: RunSettings, on_progress: OnProgress | None = None) -> Sub
         images_id=manifest.images_id,
         dataset=manifest.name,
         num_images=manifest.num_images,
-        numerics=Numerics.here(device, settings.cluster.threads, manifest.batch_size),
+        numerics=Numerics.here(device, settings.cluster, manifest.batch_size),
     )
-    return Subject(store, study, manifest, spec, device, layers)
+    return Subject(store, study, manifest, spec, device, layers, decode_threads(settings.cluster, device))
 
 
 def model_spec(
@@ -83,11 +87,13 @@ def model_spec(
         sha256 = hashlib.sha256(data).hexdigest()
         if model.sha256 and sha256 != model.sha256.lower():
             raise SettingsError(f"{weights} has sha256 {sha256}, model.sha256 is {model.sha256}")
-        given = ModelSpec(name=model.name, weights=weights, num_classes=model.num_classes)
-        load(given, lambda _: data)  # names the file as it was given, and before it is in the store, where it is wrong
+        given = ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
+        loaded = load(given, lambda _: data)  # before it is in the store: what is wrong names the file as it was given
         path = f"weights/{sha256[:16]}.{weights.partition('?')[0].rpartition('.')[2]}"
         store.create(path, data)
-        weights = f"store:{path}"
+        spec = replace(given, weights=f"store:{path}")
+        keep(loaded, spec, store.url)
+        return spec
     return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
 
 
@@ -114,9 +120,31 @@ def trained_weights(
 
 
 def resolve_device(cluster: Cluster) -> str:
-    """cpu or cuda; `auto` takes the GPUs that workers ask for, or on this machine the one there is."""
-    if cluster.device != "auto":
-        return cluster.device
-    on_this_machine = cluster.executor == "inline" or cluster.address is None
-    on_gpu = cluster.gpus_per_worker > 0 or (on_this_machine and torch.cuda.is_available())
-    return "cuda" if on_gpu else "cpu"
+    """cpu or cuda; `auto` takes the GPUs that workers ask for, or on this machine the one there is.
+
+    Raises:
+        SettingsError: the precision is one that the device does not have.
+    """
+    device = cluster.device
+    if device == "auto":
+        on_this_machine = cluster.executor == "inline" or cluster.address is None
+        on_gpu = cluster.gpus_per_worker > 0 or (on_this_machine and torch.cuda.is_available())
+        device = "cuda" if on_gpu else "cpu"
+    if device == "cpu" and cluster.precision == "tf32":
+        raise SettingsError("cluster.precision is tf32, which only GPUs have, and the device is cpu; leave it out")
+    return device
+
+
+def decode_threads(cluster: Cluster, device: str) -> int:
+    """Threads that decode a worker's images: as many as leave the computing its own, on a GPU all."""
+    if cluster.decode_threads is not None:
+        return cluster.decode_threads
+    cores = _cores_here() if cluster.executor == "inline" else math.ceil(cluster.cpus_per_worker)
+    spare = cores if device == "cuda" else cores - cluster.threads
+    return min(max(spare, 1), MOST_DECODERS)
+
+
+def _cores_here() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

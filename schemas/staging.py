@@ -8,14 +8,24 @@ PILOT_CELLS = Table(
     "pilot_cells",
     1,
     pa.schema(
-        [UNIT, column("cells", pa.list_(pa.float32()), "largest sampled cells of the pilot's shard, descending")]
+        [
+            UNIT,
+            column("cells", pa.list_(pa.float32()), "largest sampled cells of the pilot's shard, descending"),
+            column("maxima", pa.list_(pa.float32()), "maximum of the unit's map on every image of the shard"),
+        ]
     ),
 )
 
 BOUNDS = Table(
     "bounds",
     1,
-    pa.schema([UNIT, column("bound", pa.float32(), "maps whose maximum exceeds it are kept as tail maps")]),
+    pa.schema(
+        [
+            UNIT,
+            column("bound", pa.float32(), "maps whose maximum exceeds it are kept as tail maps"),
+            column("active", pa.int64(), "images of the pilot on which the maximum exceeds it"),
+        ]
+    ),
     sort=("unit",),
 )
 
@@ -48,9 +58,19 @@ TOP_IMAGES = Table(
     ),
 )
 
+TAIL_CELLS = Table(
+    "tail_cells",
+    1,
+    pa.schema([UNIT, column("cells", pa.list_(pa.float32()), "the shard's cells above the unit's bound")]),
+)
 
-def tail_maps(cells: int) -> Table:
-    """The tail maps of one shard, of grids of so many cells; in the order of image and unit."""
+
+def tail_maps(cells: int | None) -> Table:
+    """The tail maps of one shard, of grids of so many cells; in the order of image and unit.
+
+    None leaves out the maps themselves, where a second forward pass makes them again.
+    """
+    kept = [] if cells is None else [column("map", pa.list_(pa.float32(), cells), "the raw map, row-major")]
     return Table(
         "tail_maps",
         1,
@@ -59,7 +79,7 @@ def tail_maps(cells: int) -> Table:
                 column("image_id", pa.int64(), "place of the image in the data set"),
                 UNIT,
                 column("max", pa.float32(), "the map's maximum"),
-                column("map", pa.list_(pa.float32(), cells), "the raw map, row-major"),
+                *kept,
             ]
         ),
     )

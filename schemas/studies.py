@@ -17,7 +17,7 @@ STUDIES = Table(
             column("images_id", pa.string(), "images, splits and batches"),
             column("dataset", pa.string(), "the data set's name"),
             column("num_images", pa.int64(), "images in the data set"),
-            column("numerics", pa.string(), "JSON: torch version, device kind, CPU capability, threads, batch size, TF32 flags"),
+            column("numerics", pa.string(), "JSON: torch version, device kind, CPU capability, threads, batch size, precision, memory format"),
         ]
     ),
     sort=("study_id",),

@@ -5,9 +5,11 @@ torchvision's classifiers by name, `caffenet`, `zfnet` and `mininet` from `worke
 of them, to the size that the model's own transform crops to: a crop would move the image under its labels.
 """
 
+import copy
 import hashlib
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pickle import UnpicklingError
@@ -18,9 +20,20 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from workers.precision import DTYPES, MEMORY_FORMATS, MemoryFormat, Precision
 from workers.weights import ModelError, is_file, parse_weights, put_weights, randomize, weights_sha256
 
-__all__ = ["LoadedModel", "ModelError", "ModelSpec", "Preprocessing", "available", "load", "weights_names"]
+__all__ = [
+    "LoadedModel",
+    "ModelError",
+    "ModelSpec",
+    "Preprocessing",
+    "available",
+    "keep",
+    "load",
+    "load_once",
+    "weights_names",
+]
 
 RANDOM = "random"
 PRETRAINED = "pretrained"
@@ -89,7 +102,8 @@ class LoadedModel:
     """A network ready to look at.
 
     Attributes:
-        module: in eval mode, on the CPU, no parameter wants a gradient.
+        module: in eval mode, no parameter wants a gradient; on the CPU in float32 as it is loaded. It may be
+            shared: nobody changes it.
         preprocessing: how its images are made.
         num_classes: length of its output.
         weights_sha256: hash of its weights and buffers by name, not of a file.
@@ -101,6 +115,16 @@ class LoadedModel:
     num_classes: int
     weights_sha256: str
     description: str
+
+    def on(
+        self, device: str, precision: Precision = "float32", memory_format: MemoryFormat = "contiguous"
+    ) -> "LoadedModel":
+        """The same network as it runs there; a copy, unless it is already so."""
+        dtype = DTYPES[precision]
+        if (torch.device(device).type, dtype, memory_format) == ("cpu", torch.float32, "contiguous"):
+            return self
+        module = copy.deepcopy(self.module).to(device, dtype)
+        return replace(self, module=module.to(memory_format=MEMORY_FORMATS[memory_format]))
 
 
 @dataclass(frozen=True)
@@ -140,7 +164,7 @@ def load(spec: ModelSpec, read: Callable[[str], bytes]) -> LoadedModel:
             something else than `spec.sha256`.
     """
     data = read(spec.weights) if is_file(spec.weights) else None
-    if data is not None:
+    if data is not None and spec.sha256 is not None:
         _check_sha256(spec, hashlib.sha256(data).hexdigest())
     network = _find(spec, data)
     with torch.random.fork_rng(devices=[]):
@@ -162,6 +186,40 @@ def load(spec: ModelSpec, read: Callable[[str], bytes]) -> LoadedModel:
     weights = f"random weights, seed {spec.seed}" if spec.weights == RANDOM else f"weights {spec.weights}"
     description = f"{spec.name}, {weights}, {num_classes} classes, input {size.height} x {size.width}"
     return LoadedModel(module, network.preprocessing, num_classes, sha256, description)
+
+
+_last: dict[tuple[ModelSpec, str], LoadedModel] = {}
+_loading = threading.Lock()
+
+
+def load_once(
+    spec: ModelSpec, read: Callable[[str], bytes], place: str, weights_sha256: str | None = None
+) -> LoadedModel:
+    """`load`, unless the network is the one that this process loaded last, which it keeps.
+
+    Args:
+        spec: which.
+        read: as `load` has it.
+        place: what `read` reads relative paths from, such as the store's URL.
+        weights_sha256: of the wanted weights; one that is kept with others is loaded again. None takes it as it is.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    key = (spec, place)
+    with _loading:
+        loaded = _last.get(key)
+        if loaded is None or weights_sha256 not in (None, loaded.weights_sha256):
+            _last.clear()  # before, so that the old one does not lie beside the new one
+            loaded = _last[key] = load(spec, read)
+        return loaded
+
+
+def keep(loaded: LoadedModel, spec: ModelSpec, place: str) -> None:
+    """Keep a network for `load_once`, as if loaded from there: its file's bytes are known to be the same."""
+    with _loading:
+        _last.clear()
+        _last[spec, place] = loaded
 
 
 def _find(spec: ModelSpec, data: bytes | None) -> _Network:

@@ -1,12 +1,14 @@
 """Detectors: each unit's best concept in every category, how sure it is, and whether it counts."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from pipeline.results import read_result_table
 from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
 from pipeline.stages.tally import OWN_LABELS
-from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Manifest
+from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Manifest, Table
 from workers.methods.detection import Jackknife, Union, best_concepts, ious, p_values, unions
 
 
@@ -35,18 +37,18 @@ class Detectors(Stage):
         if not len(index.concept_ids):
             raise InputError(f"data set {job.manifest.name} has no labels: there is nothing to detect")
         counts = _Counts(job, layer, index, self.union, self.splits or job.manifest.splits)
-        tally = layer.inputs["tally"]
-        total, mask = counts.dense(
-            read_result_table(job.store, tally, TALLY), read_result_table(job.store, tally, AREAS)
-        )
-        union = unions(total, mask, counts.label_pixels())
+        total, mask = counts.dense(*counts.read(TALLY, AREAS))
+        union = unions(total, mask, counts.label_pixels)
         iou = ious(total, union)  # unit concept
         overall = best_concepts(total, union, torch.ones(len(index.concept_ids), dtype=torch.bool))
-        null = self._null(job, counts, layer)
-        present = [place for place in range(len(index.categories)) if index.membership[:, place].any()]
+        null = self._null(counts)
+        present = index.membership.any(0).nonzero().flatten().tolist()
         best = [best_concepts(total, union, index.membership[:, place]) for place in present]
         best = torch.stack(best, 1)  # unit category
-        interval = self._interval(job, layer, counts, total, union, best)
+        jackknife = Jackknife(total.gather(1, best), union.gather(1, best))
+        for own in counts.shards(best):
+            jackknife.leave_out(*own)
+        interval = jackknife.interval()
         rows = []
         for column, place in enumerate(present):
             chosen = best[:, column]
@@ -76,74 +78,114 @@ class Detectors(Stage):
         if unknown := sorted(set(self.splits or ()) - set(manifest.splits)):
             raise SettingsError(f"splits {unknown} are not in the data set, which has {list(manifest.splits)}")
 
-    def _null(self, job: Job, counts: "_Counts", layer: LayerJob) -> Tensor | None:
+    def _null(self, counts: "_Counts") -> Tensor | None:
         """Best IoUs of all units under every null permutation; None without one."""
-        tally = read_result_table(job.store, layer.inputs["tally"], NULL_TALLY)
-        areas = read_result_table(job.store, layer.inputs["tally"], NULL_AREAS)
+        tally, areas = counts.read(NULL_TALLY, NULL_AREAS)  # both in the order of permutations
         best = []
         for permutation in areas["permutation"].unique().to_pylist():
-            chosen = (part.filter(pc.field("permutation") == permutation) for part in (tally, areas))
-            total, mask = counts.dense(*chosen)
-            best.append(ious(total, unions(total, mask, counts.label_pixels())).amax(1))
+            total, mask = counts.dense(*(_of_permutation(table, permutation) for table in (tally, areas)))
+            best.append(ious(total, unions(total, mask, counts.label_pixels)).amax(1))
         return torch.cat(best) if best else None
-
-    def _interval(
-        self, job: Job, layer: LayerJob, counts: "_Counts", total: Tensor, union: Tensor, best: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Jackknife interval of every unit's best concepts; None with one shard."""
-        jackknife = Jackknife(total.gather(1, best), union.gather(1, best))
-        for part, label_pixels in self._shards(job, layer, counts):
-            intersection, mask = counts.dense(part, part)
-            own = unions(intersection, mask, label_pixels)
-            jackknife.leave_out(intersection.gather(1, best), own.gather(1, best))
-        return jackknife.interval()
-
-    def _shards(self, job: Job, layer: LayerJob, counts: "_Counts") -> Iterator[tuple[pa.Table, Tensor]]:
-        for shard, _, part in staged_tables(job.store, layer.inputs["tally"].result_id, job.shards, "arrow"):
-            yield part.filter(pc.field("permutation") == OWN_LABELS), counts.label_pixels(shard.index)
 
 
 class _Counts:
-    """Reads counts from tables into dense arrays, for one meaning of A' and some splits."""
+    """Reads counts for one meaning of A' and some splits: whole tables, or a shard's own where `best` needs them.
+
+    Attributes:
+        label_pixels: G of every concept.
+    """
 
     def __init__(self, job: Job, layer: LayerJob, index: ConceptIndex, union: Union, splits: tuple[str, ...]) -> None:
-        self._index, self._union, self._splits = index, union, list(splits)
-        self._units = layer.layer.num_units
-        self._areas = job.store.read_table(job.manifest.files[LABEL_AREAS.name])
-        self._shard_areas = job.store.read_table(job.manifest.files[SHARD_LABEL_AREAS.name])
+        self._job, self._tally, self._index, self._union = job, layer.inputs["tally"], index, union
+        self._splits = None if set(splits) >= set(job.manifest.splits) else list(splits)  # None: all
+        self._units, self._concepts = layer.layer.num_units, len(index.concept_ids)
         self._category = index.membership.int().argmax(1)  # concept
+        column = {"all": "mask_pixels", "concept": "mask_pixels_concept"}.get(union, f"mask_pixels_{union}")
+        split = [] if self._splits is None else ["split"]
+        self._of_concepts = ["unit", "concept_id", "intersection", *([column] if union == "concept" else []), *split]
+        self._of_categories = ["unit", "category", *([] if union == "concept" else [column]), *split]
+        self._of_labels = ["concept_id", "label_pixels", *split]
+        self._mask_pixels = column
+        areas = job.store.read_table(job.manifest.files[LABEL_AREAS.name], self._of_labels)
+        self.label_pixels = self._sum_labels(areas)
+
+    def read(self, tally: Table, areas: Table) -> tuple[pa.Table, pa.Table]:
+        """Two tables of the tally, the columns that count."""
+        permutation = [name for name in tally.schema.names if name == "permutation"]
+        return (
+            read_result_table(self._job.store, self._tally, tally, [*permutation, *self._of_concepts]),
+            read_result_table(self._job.store, self._tally, areas, [*permutation, *self._of_categories]),
+        )
 
     def dense(self, tally: pa.Table, areas: pa.Table) -> tuple[Tensor, Tensor]:
         """I and A', both int64 of unit and concept."""
-        tally = self._chosen(tally, "concept_id")
-        concepts = self._index.places(tally["concept_id"].to_numpy())
-        intersection = self._add(tally, concepts, "intersection", len(self._index.concept_ids))
+        tally = self._chosen(tally)
+        cells = self._cells(tally)
+        intersection = _add(tally, "intersection", cells, self._units * self._concepts).view(self._units, -1)
         if self._union == "concept":
-            return intersection, self._add(tally, concepts, "mask_pixels_concept", len(self._index.concept_ids))
-        areas = self._chosen(areas, "category")
+            return intersection, _add(tally, self._mask_pixels, cells, intersection.numel()).view_as(intersection)
+        return intersection, self._by_category(areas)[:, self._category]
+
+    def shards(self, best: Int64[Tensor, "unit category"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every shard's own I and U of each unit's best concepts, both of unit and category."""
+        spare = best.numel()  # a cell that takes in all other concepts: cheaper than to leave their rows out
+        cell_of = torch.full((self._units, self._concepts), spare)
+        cell_of.scatter_(1, best, torch.arange(spare).view_as(best))
+        columns = ["permutation", *self._of_concepts, *self._of_categories]
+        staged = staged_tables(self._job.store, self._tally.result_id, self._job.shards, "arrow", columns)
+        for (_, _, part), label_pixels in zip(staged, self._label_pixels_of_shards(), strict=True):
+            own = np.asarray(part["permutation"]) == OWN_LABELS
+            tally = self._chosen(part.select(self._of_concepts).filter(own & np.asarray(part["concept_id"].is_valid())))
+            cells = cell_of.flatten()[self._cells(tally)]
+            intersection = _add(tally, "intersection", cells, spare + 1)[:spare].view_as(best)
+            if self._union == "concept":
+                mask = _add(tally, self._mask_pixels, cells, spare + 1)[:spare].view_as(best)
+            else:
+                of_category = own & np.asarray(part["category"].is_valid())
+                areas = self._by_category(part.select(self._of_categories).filter(of_category))
+                mask = areas.gather(1, self._category[best])
+            yield intersection, unions(intersection, mask, label_pixels[best])
+
+    def _label_pixels_of_shards(self) -> Iterator[Tensor]:
+        """G of every concept, shard by shard."""
+        path = self._job.manifest.files[SHARD_LABEL_AREAS.name]
+        areas = self._job.store.read_table(path, ["shard", *self._of_labels])
+        bounds = np.searchsorted(areas["shard"].to_numpy(), np.arange(len(self._job.shards) + 1))
+        for begin, end in pairwise(bounds.tolist()):
+            yield self._sum_labels(areas.slice(begin, end - begin))
+
+    def _sum_labels(self, areas: pa.Table) -> Tensor:
+        areas = self._chosen(areas)
+        return _add(areas, "label_pixels", self._index.places(areas["concept_id"].to_numpy()), self._concepts)
+
+    def _cells(self, tally: pa.Table) -> Tensor:
+        """Where each row stands in a flat array of unit and concept."""
+        return _units(tally) * self._concepts + self._index.places(tally["concept_id"].to_numpy())
+
+    def _by_category(self, areas: pa.Table) -> Tensor:
+        """A' of unit and category."""
+        areas, width = self._chosen(areas), len(self._index.categories)
         encoded = areas["category"].combine_chunks().dictionary_encode()
         order = [self._index.categories.index(name) for name in encoded.dictionary.to_pylist()]
-        places = torch.tensor(order, dtype=torch.int64)[torch.from_numpy(encoded.indices.to_numpy().astype(np.int64))]
-        column = "mask_pixels" if self._union == "all" else f"mask_pixels_{self._union}"
-        by_category = self._add(areas, places, column, len(self._index.categories))
-        return intersection, by_category[:, self._category]
+        places = torch.from_numpy(np.asarray(order, dtype=np.int64)[encoded.indices.to_numpy()])
+        return _add(areas, self._mask_pixels, _units(areas) * width + places, self._units * width).view(-1, width)
 
-    def label_pixels(self, shard: int | None = None) -> Tensor:
-        """G of every concept, of the whole data set or of one shard."""
-        areas = self._areas if shard is None else self._shard_areas.filter(pc.field("shard") == shard)
-        areas = self._chosen(areas, "concept_id")
-        places = self._index.places(areas["concept_id"].to_numpy())
-        pixels = torch.zeros(len(self._index.concept_ids), dtype=torch.int64)
-        return pixels.index_add_(0, places, to_tensor(areas, "label_pixels"))
+    def _chosen(self, table: pa.Table) -> pa.Table:
+        return table if self._splits is None else table.filter(pc.field("split").isin(self._splits))
 
-    def _chosen(self, table: pa.Table, key: str) -> pa.Table:
-        return table.filter(pc.field("split").isin(self._splits) & pc.field(key).is_valid())
 
-    def _add(self, table: pa.Table, places: Tensor, column: str, width: int) -> Tensor:
-        total = torch.zeros(self._units * width, dtype=torch.int64)
-        cells = to_tensor(table, "unit", np.int64) * width + places
-        total.index_add_(0, cells, to_tensor(table, column, np.int64))
-        return total.view(self._units, width)
+def _units(table: pa.Table) -> Tensor:
+    return torch.from_numpy(table["unit"].to_numpy().astype(np.int64))
+
+
+def _add(table: pa.Table, column: str, cells: Tensor, size: int) -> Tensor:
+    """Add up a column by cell, exactly."""
+    return torch.zeros(size, dtype=torch.int64).index_add_(0, cells, to_tensor(table, column, np.int64))
+
+
+def _of_permutation(table: pa.Table, permutation: int) -> pa.Table:
+    begin, end = np.searchsorted(table["permutation"].to_numpy(), [permutation, permutation + 1]).tolist()
+    return table.slice(begin, end - begin)
 
 
 def _or_null(values: Tensor | None, rows: int) -> pa.Array:

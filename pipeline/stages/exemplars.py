@@ -1,7 +1,7 @@
 """Exemplars: the images that activate each unit most, with the mask outlined."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.stage import Job, LayerJob, Reduced, stage_writer, staged_tables
 from pipeline.stages.masks import MaskSettings
-from pipeline.stages.tails import ShardMaps, read_tail_maps, read_top_images
+from pipeline.stages.tails import MapSource, ShardMaps, ShardSource, read_top_images
 from pipeline.stages.tally import read_thresholds
 from schemas import EXEMPLARS, Table
 from workers.methods.dissection import Alignment, binarize
@@ -31,7 +31,7 @@ class ShardExemplars:
 
     shard: Shard
     images: dict[int, tuple[bytes, str]]
-    maps: dict[str, ShardMaps]
+    source: ShardSource
 
 
 class Exemplars(MaskSettings):
@@ -49,6 +49,7 @@ class Exemplars(MaskSettings):
     def build(self, job: Job) -> Worker:
         thresholds = {name: read_thresholds(job, layer) for name, layer in job.layers.items()}
         wanted = {name: self._choose(job, layer, thresholds[name]) for name, layer in job.layers.items()}
+        source = MapSource(job, thresholds)
         input_size = (job.study.preprocessing["height"], job.study.preprocessing["width"])
         alignments = {name: self.alignment(layer.layer, input_size) for name, layer in job.layers.items()}
 
@@ -58,19 +59,30 @@ class Exemplars(MaskSettings):
             every = set().union(*needed.values())
             table = job.store.read_table(shard.path, ["image_id", "image"]).to_pylist() if every else []
             images = {r["image_id"]: (r["image"]["bytes"], r["image"]["path"]) for r in table if r["image_id"] in every}
-            maps = {layer: read_tail_maps(job, job.layers[layer], shard) for layer in shard.layers if needed[layer]}
-            return ShardExemplars(shard, images, maps)
+            layers = tuple(layer for layer in shard.layers if needed[layer])
+            return ShardExemplars(shard, images, source.read(replace(shard, layers=layers)))
 
         @torch.inference_mode()
         def compute(loaded: ShardExemplars) -> dict[str, pa.Table]:
             rows: dict[str, list[dict]] = {layer: [] for layer in loaded.shard.layers}
+            maps: dict[tuple[int, str], ShardMaps] = {}  # of the exemplars, in the order of `wanted`
+
+            def take(layer: str, found: ShardMaps) -> None:
+                for image_id in wanted[layer].keys() & set(found.image_id.tolist()):
+                    units = torch.tensor([unit for unit, _ in wanted[layer][image_id]])
+                    of_image = (found.image_id == image_id).nonzero().flatten()
+                    maps[image_id, layer] = found[of_image[torch.searchsorted(found.unit[of_image], units)]]
+
+            source.each(loaded.source, take)
             for image_id, (data, path) in sorted(loaded.images.items()):
                 image = decode_picture(data, self.picture_size)
                 dimmed = dim(image)
-                for layer, maps in loaded.maps.items():
-                    chosen = wanted[layer].get(image_id, [])
+                for layer in loaded.shard.layers:
+                    if (image_id, layer) not in maps:
+                        continue
+                    chosen, found = wanted[layer][image_id], maps[image_id, layer]
                     for (unit, rank), activation, mask in self._masks(
-                        job.layers[layer], maps, image_id, chosen, thresholds[layer], image.shape[:2], alignments[layer]
+                        job.layers[layer], found, chosen, thresholds[layer], image.shape[:2], alignments[layer]
                     ):
                         best = int(activation.argmax())
                         rows[layer].append(
@@ -109,18 +121,12 @@ class Exemplars(MaskSettings):
         self,
         layer: LayerJob,
         maps: ShardMaps,
-        image_id: int,
         chosen: list[tuple[int, int]],
         threshold: Tensor,
         size: tuple[int, int],
         alignment: tuple[Alignment, Alignment] | None,
     ) -> list[tuple[tuple[int, int], Tensor, np.ndarray]]:
         """Map and mask of the chosen units on one image."""
-        if not chosen:
-            return []
-        of_image = (maps.image_id == image_id).nonzero().flatten()
-        units = torch.tensor([unit for unit, _ in chosen])
-        places = of_image[torch.searchsorted(maps.unit[of_image], units)]
-        activation = maps.map[places].view(-1, layer.layer.height, layer.layer.width)
-        mask = binarize(activation, threshold[units], (size[0], size[1]), self.mask_order, alignment).numpy()
+        activation = maps.map.view(-1, layer.layer.height, layer.layer.width)
+        mask = binarize(activation, threshold[maps.unit], (size[0], size[1]), self.mask_order, alignment).numpy()
         return list(zip(chosen, activation, mask, strict=True))

@@ -47,20 +47,40 @@ class ConceptIndex:
         membership = torch.from_numpy(own[:, None] == np.asarray(categories, dtype=object))
         return cls(table["concept_id"].to_numpy(), table["name"].to_pylist(), categories, membership)
 
+    def of_some(self, places: Int64[Tensor, " some_concept"]) -> "ConceptIndex":
+        """Some of the concepts, by their places, which ascend; and all categories."""
+        names = [self.names[place] for place in places.tolist()]
+        return ConceptIndex(self.concept_ids[places.numpy()], names, self.categories, self.membership[places])
+
     def places(self, concept_ids: list[int]) -> Int64[Tensor, " concept"]:
         return torch.from_numpy(np.searchsorted(self.concept_ids, np.asarray(concept_ids, dtype=np.int64)))
 
 
-def read_annotations(job: Job, index: ConceptIndex, shard: Shard) -> dict[int, Annotation]:
-    """The annotations of a shard's images, by image_id."""
-    table = job.store.read_table(shard.path, LABEL_COLUMNS)
+@dataclass(frozen=True)
+class ShardLabels:
+    """A shard's annotations.
+
+    Attributes:
+        index: the concepts in them, for counts to be as wide as that, not as the data set's list is long.
+        annotations: by image_id; a concept is its place in `index`.
+    """
+
+    index: ConceptIndex
+    annotations: dict[int, Annotation]
+
+
+def read_annotations(job: Job, index: ConceptIndex, shard: Shard) -> ShardLabels:
+    """The annotations of a shard's images."""
+    rows = job.store.read_table(shard.path, LABEL_COLUMNS).to_pylist()
+    present = {concept for row in rows for ids in (row["concept_ids"], row["image_concept_ids"]) for concept in ids}
+    index = index.of_some(index.places(sorted(present)))
     annotations = {}
-    for row in table.to_pylist():
+    for row in rows:
         masks = unpack_concepts(row["concept_masks"], len(row["concept_ids"]), row["label_height"], row["label_width"])
         annotations[row["image_id"]] = Annotation(
-            torch.from_numpy(masks).float(),
+            torch.from_numpy(np.ascontiguousarray(masks.transpose(1, 2, 0))),
             index.places(row["concept_ids"]),
             index.places(row["image_concept_ids"]),
             job.manifest.splits.index(row["split"]),
         )
-    return annotations
+    return ShardLabels(index, annotations)

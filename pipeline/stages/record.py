@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,23 +13,38 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.columns import to_tensor
-from pipeline.results import staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table
-from pipeline.stages.forward import Pictures, picture_reader, record_layers
-from pipeline.store import StoredFile
-from schemas.staging import TOP_IMAGES, UNIT_STATISTICS, tail_maps
-from workers.methods.tail_maps import TailMaps, UnitStatistics, cut_tail
+from pipeline.passes import GIB, Choice, Estimate, Passes, choose
+from pipeline.results import Result, staging_path
+from pipeline.stage import Job, LayerJob, Reduced, Stage, read_ahead, stage_table, staged_tables
+from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
+from pipeline.stages.forward import Pictures
+from pipeline.store import Store, StoredFile, to_json
+from schemas.staging import TAIL_CELLS, TOP_IMAGES, UNIT_STATISTICS, tail_maps
+from workers.methods.tail_maps import Cut, TailCells, TailMaps, UnitStatistics, cut_tail
 from workers.worker import Shard, Worker
+
+logger = logging.getLogger("raydissect")
+
+PASSES_FILE = "passes.json"
+
+MOST_TOP_ROWS = 2**19
+"""Candidates for top images that are held before all but the top ones are dropped."""
 
 
 class Record(Stage):
-    """Tail maps, unit statistics and top images of every layer, shard by shard."""
+    """Tail maps, tail cells, unit statistics and top images of every layer, shard by shard."""
 
     name: ClassVar[str] = "record"
+    version: ClassVar[int] = 2
     inputs: ClassVar[tuple[str, ...]] = ("pilot",)
     hangs_on_images: ClassVar[bool] = True
 
     top_images: int = Field(100, ge=1)  # kept a unit, for exemplars
+    passes: Passes = "auto"  # one keeps tail maps, two makes them again; tables are the same
+    staging_gib: float = Field(default=200, ge=0)  # of tail maps that auto may keep
+
+    def settings_of(self, layer: str) -> dict[str, Any]:
+        return {"top_images": self.top_images}
 
     def shards(self, job: Job) -> list[Shard]:
         return job.shards
@@ -36,48 +52,66 @@ class Record(Stage):
     def marker(self, shard: Shard) -> str:
         return f"{shard.name}.maps.arrow"
 
+    def prepare(self, job: Job) -> None:
+        """Settle whether tail maps are kept; what an earlier run began with stays."""
+        for name, choice in self.choices(job).items():
+            path = staging_path(job.layers[name].result_id, PASSES_FILE)
+            if not job.store.create(path, to_json(choice.to_json())):
+                choice = read_choice(job.store, job.layers[name].result_id)
+            logger.info("record: layer %s: passes=%s: %s", name, choice.passes, choice.reason)
+
+    def choices(self, job: Job) -> dict[str, Choice]:
+        """One pass or two, for every layer."""
+        return choose([_estimate(job, layer) for layer in job.layers.values()], self.passes, self.staging_gib * GIB)
+
     def build(self, job: Job) -> Worker:
-        model = job.load_model()
         bounds = {name: self.bounds(job, layer).to(job.device) for name, layer in job.layers.items()}
+        keeps = {name: read_choice(job.store, layer.result_id).passes == "one" for name, layer in job.layers.items()}
+        source = ActivationSource(job)
 
         @torch.inference_mode()
-        def compute(pictures: Pictures) -> dict[str, "_Recorded"]:
-            recorded = {layer: _Recorded(bounds[layer].cpu()) for layer in pictures.shard.layers}
+        def compute(pictures: Pictures | KeptActivations) -> dict[str, "_Recorded"]:
+            recorded = {layer: _Recorded(bounds[layer].cpu(), keeps[layer]) for layer in pictures.shard.layers}
 
             def cut(layer: str, start: int, activation: Tensor) -> None:
-                tail, statistics = cut_tail(activation, bounds[layer])
-                recorded[layer].add(tail, statistics, pictures.image_ids[start : start + len(activation)])
+                ids = pictures.image_ids[start : start + len(activation)]
+                recorded[layer].add(cut_tail(activation, bounds[layer], keeps[layer]), ids)
 
-            record_layers(job, model, pictures, cut)
+            source.each(pictures, cut)
             return recorded
 
         def write(shard: Shard, recorded: dict[str, "_Recorded"]) -> int:
             return sum(part.write(job, job.layers[layer], shard) for layer, part in recorded.items())
 
-        return Worker(picture_reader(job, model), compute, write)
+        return Worker(source.read, compute, write)
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         total = UnitStatistics.none(layer.layer.num_units)
-        bound, staging, tops = None, [], []
-        for shard in self.shards(job):
-            path = staging_path(layer.result_id, f"{shard.name}.units.arrow")
-            data = job.store.read(path)
-            table = pa.ipc.open_file(data).read_all()
-            staging.append(StoredFile(path, hashlib.sha256(data).hexdigest(), len(table), len(data)))
-            staging.append(_maps_file(layer.result_id, shard, table))
+        bound, staging, tops = None, [], _TopImages(self.top_images)
+
+        def read_maxima(shard: Shard) -> pa.Table:
+            path = staging_path(layer.result_id, self.marker(shard))
+            return job.store.read_table(path, ["image_id", "unit", "max"])
+
+        shards = self.shards(job)
+        units = staged_tables(job.store, layer.result_id, shards, "units.arrow")
+        for (shard, file, table), maxima in zip(units, read_ahead(read_maxima, shards), strict=True):
+            staging += [file, *_named_files(layer.result_id, shard, table)]
             bound = table["bound"]
             total += _statistics(table)
-            maps = job.store.read_table(staging[-1].path, ["image_id", "unit", "max"])
-            tops = [_top_images([*tops, maps], self.top_images)]
+            tops.add(maxima)
         rows = {"unit": range(layer.layer.num_units), "bound": bound, **_columns(total)}
         staging.append(stage_table(job.store, layer.result_id, "units.arrow", UNIT_STATISTICS.cast(pa.table(rows))))
-        staging.append(stage_table(job.store, layer.result_id, "top_images.arrow", TOP_IMAGES.cast(tops[0])))
+        staging.append(stage_table(job.store, layer.result_id, "top_images.arrow", TOP_IMAGES.cast(tops.table())))
+        choice = job.store.read(staging_path(layer.result_id, PASSES_FILE))
+        sha256 = hashlib.sha256(choice).hexdigest()
+        staging.append(StoredFile(staging_path(layer.result_id, PASSES_FILE), sha256, 1, len(choice)))
+        forget_activations(job, layer)
         return Reduced(self.tables(job, layer), staging)
 
     def bounds(self, job: Job, layer: LayerJob) -> Tensor:
         """Every unit's bound: maps whose maximum exceeds it are kept."""
-        table = job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
-        return to_tensor(table, "bound")
+        return to_tensor(_read_bounds(job, layer), "bound")
 
     def tables(self, job: Job, layer: LayerJob) -> dict[str, pa.Table]:
         """What a record publishes."""
@@ -85,12 +119,24 @@ class Record(Stage):
 
 
 class RecordAgain(Record):
-    """All maps of the few units whose bound was too high, and nothing of the others; made by `thresholds`."""
+    """The few units whose bound was too high, without a bound, and nothing of the others; made by `thresholds`."""
 
     units: dict[str, tuple[int, ...]]  # by layer
+    keep: tuple[str, ...]  # layers whose maps are kept, as the first record's were
+
+    @classmethod
+    def of(cls, store: Store, records: dict[str, Result], units: dict[str, tuple[int, ...]]) -> "RecordAgain":
+        """Record units again, in the way of the records that fell short, by layer."""
+        keep = [name for name in units if read_choice(store, records[name].result_id).passes == "one"]
+        top_images = max(records[name].settings["top_images"] for name in units)
+        return cls(top_images=top_images, units=units, keep=tuple(keep))
 
     def settings_of(self, layer: str) -> dict[str, Any]:
         return {"top_images": self.top_images, "units": self.units[layer]}
+
+    def choices(self, job: Job) -> dict[str, Choice]:
+        reason = "as when these units' bound was still too high"
+        return {name: Choice("one" if name in self.keep else "two", reason) for name in job.layers}
 
     def bounds(self, job: Job, layer: LayerJob) -> Tensor:
         bounds = torch.full((layer.layer.num_units,), torch.inf)
@@ -101,46 +147,75 @@ class RecordAgain(Record):
         return {}
 
 
+def read_choice(store: Store, result_id: str) -> Choice:
+    """Whether a record keeps its tail maps: settled before its first shard."""
+    return Choice(**store.read_json(staging_path(result_id, PASSES_FILE)))
+
+
+def _read_bounds(job: Job, layer: LayerJob) -> pa.Table:
+    return job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
+
+
+def _estimate(job: Job, layer: LayerJob) -> Estimate:
+    """What a layer costs, from what the pilot saw."""
+    bounds = _read_bounds(job, layer)
+    metadata = bounds.schema.metadata
+    share = job.manifest.num_images / int(metadata[b"images"])
+    tail_maps = share * int(bounds["active"].to_numpy().sum())
+    seconds = job.manifest.num_images * float(metadata[b"seconds"])
+    return Estimate(layer.layer.name, round(tail_maps * layer.layer.cells * 4), seconds)
+
+
 @dataclass
 class _Recorded:
     """What one shard leaves of one layer."""
 
     bound: Tensor
+    keeps_maps: bool
 
     def __post_init__(self) -> None:
         self.statistics = UnitStatistics.none(len(self.bound))
         self.tails: list[TailMaps] = []
+        self.cells: list[TailCells] = []
         self.images: list[np.ndarray] = []
 
-    def add(self, tail: TailMaps, statistics: UnitStatistics, image_ids: list[int]) -> None:
-        self.statistics += statistics
-        self.tails.append(tail)
-        self.images.append(np.asarray(image_ids, dtype=np.int64)[tail.image.numpy()])
+    def add(self, cut: Cut, image_ids: list[int]) -> None:
+        self.statistics += cut.statistics
+        self.tails.append(cut.maps)
+        self.cells.append(cut.cells)
+        self.images.append(np.asarray(image_ids, dtype=np.int64)[cut.maps.image.numpy()])
 
     def write(self, job: Job, layer: LayerJob, shard: Shard) -> int:
-        """Write the statistics, which name the maps' hash, then the maps, whose presence marks the shard done."""
-        cells = torch.cat([tail.map for tail in self.tails])  # map cell
-        schema = tail_maps(cells.shape[1]).schema
-        maps = pa.table(
-            [
-                np.concatenate(self.images),
-                torch.cat([tail.unit for tail in self.tails]).int().numpy(),
-                torch.cat([tail.max for tail in self.tails]).numpy(),
-                pa.FixedSizeListArray.from_arrays(pa.array(cells.flatten().numpy()), cells.shape[1]),
-            ],
-            schema=schema,
-        )
-        data = to_arrow_file(maps)
+        """Write cells, then statistics, which name the other files' hashes, then maps: these mark the shard done."""
+        data = {"cells": to_arrow_file(self._cells()), "maps": to_arrow_file(self._maps())}
+        names: dict[str, str] = {"maps_rows": str(sum(len(part) for part in self.images))}
+        for kind, content in data.items():
+            names |= {f"{kind}_sha256": hashlib.sha256(content).hexdigest(), f"{kind}_bytes": str(len(content))}
         rows = {"unit": range(len(self.bound)), "bound": self.bound.numpy(), **_columns(self.statistics)}
-        named = UNIT_STATISTICS.cast(
-            pa.table(rows),
-            maps_sha256=hashlib.sha256(data).hexdigest(),
-            maps_rows=str(len(maps)),
-            maps_bytes=str(len(data)),
-        )
-        file = stage_table(job.store, layer.result_id, f"{shard.name}.units.arrow", named)
-        job.store.write(staging_path(layer.result_id, f"{shard.name}.maps.arrow"), data)
-        return file.bytes + len(data)
+        statistics = UNIT_STATISTICS.cast(pa.table(rows), **names)
+        job.store.write(staging_path(layer.result_id, f"{shard.name}.cells.arrow"), data["cells"])
+        file = stage_table(job.store, layer.result_id, f"{shard.name}.units.arrow", statistics)
+        job.store.write(staging_path(layer.result_id, f"{shard.name}.maps.arrow"), data["maps"])
+        return file.bytes + sum(len(content) for content in data.values())
+
+    def _cells(self) -> pa.Table:
+        unit = torch.cat([part.unit for part in self.cells])
+        value = torch.cat([part.value for part in self.cells])[unit.argsort(stable=True)]
+        starts = np.concatenate([[0], self.statistics.num_above.cumsum(0).numpy()]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(pa.array(starts), pa.array(value.numpy()))
+        return TAIL_CELLS.cast(pa.table({"unit": range(len(self.bound)), "cells": lists}))
+
+    def _maps(self) -> pa.Table:
+        columns = [
+            np.concatenate(self.images),
+            torch.cat([tail.unit for tail in self.tails]).int().numpy(),
+            torch.cat([tail.max for tail in self.tails]).numpy(),
+        ]
+        if not self.keeps_maps:
+            return pa.table(columns, schema=tail_maps(None).schema)
+        cells = torch.cat([tail.map for tail in self.tails])  # map cell
+        maps = pa.FixedSizeListArray.from_arrays(pa.array(cells.flatten().numpy()), cells.shape[1])
+        return pa.table([*columns, maps], schema=tail_maps(cells.shape[1]).schema)
 
 
 def to_arrow_file(table: pa.Table) -> bytes:
@@ -150,10 +225,19 @@ def to_arrow_file(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _maps_file(result_id: str, shard: Shard, statistics: pa.Table) -> StoredFile:
+def _named_files(result_id: str, shard: Shard, statistics: pa.Table) -> list[StoredFile]:
+    """The files beside a shard's statistics, which say what is in them."""
     said = {key.decode(): value.decode() for key, value in statistics.schema.metadata.items()}
-    path = staging_path(result_id, f"{shard.name}.maps.arrow")
-    return StoredFile(path, said["maps_sha256"], int(said["maps_rows"]), int(said["maps_bytes"]))
+    rows = {"cells": len(statistics), "maps": int(said["maps_rows"])}
+    return [
+        StoredFile(
+            staging_path(result_id, f"{shard.name}.{kind}.arrow"),
+            said[f"{kind}_sha256"],
+            count,
+            int(said[f"{kind}_bytes"]),
+        )
+        for kind, count in rows.items()
+    ]
 
 
 def _columns(statistics: UnitStatistics) -> dict[str, np.ndarray]:
@@ -164,14 +248,27 @@ def _statistics(table: pa.Table) -> UnitStatistics:
     return UnitStatistics(*(to_tensor(table, name) for name in ("num_above", "num_at", "max", "min", "sum")))
 
 
-def _top_images(parts: list[pa.Table], count: int) -> pa.Table:
-    """The `count` largest maxima of every unit, ties to the lowest image_id."""
-    merged = pa.concat_tables([part.select(["unit", "image_id", "max"]) for part in parts])
-    order = [("unit", "ascending"), ("max", "descending"), ("image_id", "ascending")]
-    merged = merged.sort_by(order)
-    units = merged["unit"].to_numpy()
-    first = np.searchsorted(units, units)  # where each row's unit begins
-    return merged.filter(pa.array(np.arange(len(units)) - first < count))
+class _TopImages:
+    """The `count` largest maxima of every unit, ties to the lowest image_id, of tables that come one by one."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._parts: list[pa.Table] = []
+        self._kept = 0
+
+    def add(self, part: pa.Table) -> None:
+        self._parts.append(part.select(["unit", "image_id", "max"]))
+        if sum(map(len, self._parts)) > max(MOST_TOP_ROWS, 2 * self._kept):
+            self._parts = [self.table()]
+            self._kept = len(self._parts[0])
+
+    def table(self) -> pa.Table:
+        """Sorted by unit, within it descending."""
+        order = [("unit", "ascending"), ("max", "descending"), ("image_id", "ascending")]
+        merged = pa.concat_tables(self._parts).sort_by(order)
+        units = merged["unit"].to_numpy()
+        first = np.searchsorted(units, units)  # where each row's unit begins
+        return merged.filter(pa.array(np.arange(len(units)) - first < self._count))
 
 
 def _layer_row(job: Job, layer: LayerJob) -> pa.Table:

@@ -1,17 +1,24 @@
-"""Reading tail maps back: a shard's maps of one layer, whichever record they came from."""
+"""What a record left, read back: a shard's tail maps and cells, whichever record they came from.
 
-from dataclasses import dataclass
+Maps that were not kept are made again: `MapSource` hides the difference.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from pipeline.columns import to_tensor
 from pipeline.results import Result, staging_path
 from pipeline.stage import Job, LayerJob
+from pipeline.stages.forward import Pictures, picture_reader, record_layers
+from pipeline.stages.record import read_choice
 from schemas.staging import UNIT_STATISTICS
+from workers.methods.tail_maps import TailCells, maps_above, portions
 from workers.worker import Shard
 
 SUPPLEMENT = "record+"
@@ -31,14 +38,64 @@ class ShardMaps:
         return ShardMaps(self.image_id[index], self.unit[index], self.max[index], self.map[index])
 
 
+class MapSource:
+    """Hands a stage the maps that exceed a level: from staging, or where none were kept by a forward pass.
+
+    Args:
+        job: whose inputs name the records.
+        levels: least maximum of a map, by layer and unit; above all bounds.
+    """
+
+    def __init__(self, job: Job, levels: dict[str, Float32[Tensor, " unit"]]) -> None:
+        self._job, self._levels = job, levels
+        choices = {name: read_choice(job.store, layer.inputs["record"].result_id) for name, layer in job.layers.items()}
+        self._kept = {name for name, choice in choices.items() if choice.passes == "one"}
+        self._model = None if self._kept == set(job.layers) else job.load_model()
+        self._decode = self._model and picture_reader(job, self._model)
+
+    def read(self, shard: Shard) -> "ShardSource":
+        """The tail maps of the shard's layers, and its images if some must be made again."""
+        kept = {
+            name: read_tail_maps(self._job, self._job.layers[name], shard)
+            for name in shard.layers
+            if name in self._kept
+        }
+        others = tuple(name for name in shard.layers if name not in self._kept)
+        return ShardSource(kept, self._decode(replace(shard, layers=others)) if others and self._decode else None)
+
+    def each(self, source: "ShardSource", on_maps: Callable[[str, ShardMaps], None]) -> None:
+        """Call `on_maps` with a layer and some of its maps, all of an image at once, images ascending."""
+        for name, maps in source.kept.items():
+            on_maps(name, maps[maps.max > self._levels[name][maps.unit]])
+        if source.pictures is None or self._model is None:
+            return
+        image_ids = torch.tensor(source.pictures.image_ids)
+        levels = {name: level.to(self._job.device) for name, level in self._levels.items()}
+
+        def cut(layer: str, start: int, activation: Tensor) -> None:
+            for first, part in portions(activation):
+                tail = maps_above(part, levels[layer])
+                ids = image_ids[start + first + tail.image.cpu()]
+                on_maps(layer, ShardMaps(ids, tail.unit.cpu(), tail.max.cpu(), tail.map.cpu()))
+
+        record_layers(self._job, self._model, source.pictures, cut)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """What a shard's maps come from: staging, and images for the layers whose maps were not kept."""
+
+    kept: dict[str, ShardMaps]
+    pictures: Pictures | None
+
+
 def read_tail_maps(job: Job, layer: LayerJob, shard: Shard) -> ShardMaps:
     """All maps of a shard that may hold cells above a threshold; each image and unit once."""
     maps = _read(job, layer.inputs["record"], shard)
     supplement = layer.inputs.get(SUPPLEMENT)
     if supplement is None:
         return maps
-    again = torch.zeros(layer.layer.num_units, dtype=torch.bool)
-    again[supplement.settings["units"]] = True
+    again = _recorded_again(layer, supplement)
     kept, added = maps[~again[maps.unit]], _read(job, supplement, shard)
     merged = ShardMaps(
         torch.cat([kept.image_id, added.image_id]),
@@ -48,6 +105,17 @@ def read_tail_maps(job: Job, layer: LayerJob, shard: Shard) -> ShardMaps:
     )
     order = np.lexsort((merged.unit.numpy(), merged.image_id.numpy()))
     return merged[torch.from_numpy(order)]
+
+
+def read_tail_cells(job: Job, layer: LayerJob, shard: Shard) -> TailCells:
+    """The shard's cells above their unit's bound; of units that were recorded again, all cells."""
+    cells = _read_cells(job, layer.inputs["record"], shard)
+    supplement = layer.inputs.get(SUPPLEMENT)
+    if supplement is None:
+        return cells
+    first = ~_recorded_again(layer, supplement)[cells.unit]
+    added = _read_cells(job, supplement, shard)
+    return TailCells(torch.cat([cells.unit[first], added.unit]), torch.cat([cells.value[first], added.value]))
 
 
 def read_unit_statistics(job: Job, layer: LayerJob) -> pa.Table:
@@ -71,6 +139,20 @@ def read_top_images(job: Job, layer: LayerJob) -> pa.Table:
     again = job.store.read_table(staging_path(supplement.result_id, "top_images.arrow"))
     kept = ~np.isin(table["unit"].to_numpy(), supplement.settings["units"])
     return pa.concat_tables([table.filter(pa.array(kept)), again])
+
+
+def _recorded_again(layer: LayerJob, supplement: Result) -> Bool[Tensor, " unit"]:
+    again = torch.zeros(layer.layer.num_units, dtype=torch.bool)
+    again[supplement.settings["units"]] = True
+    return again
+
+
+def _read_cells(job: Job, record: Result, shard: Shard) -> TailCells:
+    table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.cells.arrow"))
+    lists = table["cells"].combine_chunks()
+    units = torch.from_numpy(np.array(table["unit"].to_numpy(), dtype=np.int64))
+    lengths = torch.from_numpy(np.array(lists.value_lengths(), dtype=np.int64))
+    return TailCells(units.repeat_interleave(lengths), torch.from_numpy(np.array(lists.flatten())))
 
 
 def _statistics(job: Job, record: Result) -> pa.Table:

@@ -1,5 +1,6 @@
 """Tally: count the pixels where each unit's mask meets each concept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,14 +13,14 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.results import read_result_table
 from pipeline.stage import Job, LayerJob, Reduced, stage_writer, staged_tables
-from pipeline.stages.labels import ConceptIndex, read_annotations
+from pipeline.stages.labels import ConceptIndex, ShardLabels, read_annotations
 from pipeline.stages.masks import MaskSettings
-from pipeline.stages.tails import ShardMaps, read_tail_maps
+from pipeline.stages.tails import MapSource, ShardMaps, ShardSource
 from schemas import THRESHOLDS
 from schemas.areas import AREA_COUNTS
 from schemas.staging import PARTIAL_TALLY
 from schemas.tally import CONCEPT_COUNTS
-from workers.methods.dissection import Alignment, Annotation, Counts, binarize, derangement
+from workers.methods.dissection import Alignment, Annotation, Counts, derangement, mask_pixels
 from workers.worker import Shard, Worker
 
 OWN_LABELS = -1
@@ -27,17 +28,19 @@ OWN_LABELS = -1
 
 CONCEPT_COLUMNS = [column.name for column in CONCEPT_COUNTS]
 AREA_COLUMNS = [column.name for column in AREA_COUNTS]
-KEY = ["permutation", "unit", "split", "concept_id", "category"]
+
+LABEL_PIXELS = 2**24
+"""Pixels of the label maps that a portion of masks covers: bounds what their sparse pixels can take."""
 
 
 @dataclass(frozen=True)
 class LabelledMaps:
-    """A shard's annotations, whose labels each image's masks meet, and the tail maps of every layer."""
+    """A shard's labels, whose labels each image's masks meet, and what the maps of every layer come from."""
 
     shard: Shard
-    annotations: dict[int, Annotation]
+    labels: ShardLabels
     pairings: dict[int, dict[int, int]]  # permutation -> image_id -> image_id
-    maps: dict[str, ShardMaps]
+    source: ShardSource
 
 
 class Tally(MaskSettings):
@@ -55,42 +58,34 @@ class Tally(MaskSettings):
     def build(self, job: Job) -> Worker:
         index = ConceptIndex.of(job)
         thresholds = {name: read_thresholds(job, layer) for name, layer in job.layers.items()}
+        source = MapSource(job, thresholds)
         input_size = (job.study.preprocessing["height"], job.study.preprocessing["width"])
         alignments = {name: self.alignment(layer.layer, input_size) for name, layer in job.layers.items()}
 
         def read(shard: Shard) -> LabelledMaps:
-            annotations = read_annotations(job, index, shard)
-            maps = {layer: read_tail_maps(job, job.layers[layer], shard) for layer in shard.layers}
-            return LabelledMaps(shard, annotations, self._pairings(shard, list(annotations)), maps)
+            labels = read_annotations(job, index, shard)
+            return LabelledMaps(shard, labels, self._pairings(shard, list(labels.annotations)), source.read(shard))
 
         @torch.inference_mode()
         def compute(loaded: LabelledMaps) -> dict[str, pa.Table]:
-            return {
-                layer: self._count(job, job.layers[layer], index, loaded, thresholds[layer], alignments[layer])
-                for layer in loaded.shard.layers
+            tallies = {
+                name: LayerTally(
+                    self, job, job.layers[name], loaded.labels, loaded.pairings, thresholds[name], alignments[name]
+                )
+                for name in loaded.shard.layers
             }
+            source.each(loaded.source, lambda name, maps: tallies[name].add(maps))
+            return {name: tally.table() for name, tally in tallies.items()}
 
         return Worker(read, compute, stage_writer(job))
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         permutations = self.null_permutations if job.manifest.num_images > 1 else 0
-        total, staging = _zero_areas(job, layer, permutations), []
+        totals, staging = Totals(job, layer, permutations), []
         for _, file, part in staged_tables(job.store, layer.result_id, self.shards(job), "arrow"):
             staging.append(file)
-            total = _sum(pa.concat_tables([total, part.replace_schema_metadata(None)]))
-        own = np.asarray(total["permutation"]) == OWN_LABELS
-        of_concept = np.asarray(total["concept_id"].is_valid())
-        concepts, areas = (
-            ["unit", "concept_id", "split", *CONCEPT_COLUMNS],
-            ["unit", "category", "split", *AREA_COLUMNS],
-        )
-        tables = {
-            "tally": total.filter(own & of_concept).select(concepts),
-            "areas": total.filter(own & ~of_concept).select(areas),
-            "null_tally": total.filter(~own & of_concept).select(["permutation", *concepts]),
-            "null_areas": total.filter(~own & ~of_concept).select(["permutation", *areas]),
-        }
-        return Reduced(tables, staging)
+            totals.add(part)
+        return Reduced(totals.tables(), staging)
 
     def _pairings(self, shard: Shard, image_ids: list[int]) -> dict[int, dict[int, int]]:
         """For every null permutation: which image's labels each image's masks meet."""
@@ -104,37 +99,115 @@ class Tally(MaskSettings):
             pairings[permutation] = {image: image_ids[place] for image, place in zip(image_ids, partner, strict=True)}
         return pairings
 
-    def _count(
+
+class LayerTally:
+    """Counts one layer on one shard, whose maps come at once or in portions of whole images."""
+
+    def __init__(
         self,
+        stage: Tally,
         job: Job,
         layer: LayerJob,
-        index: ConceptIndex,
-        loaded: LabelledMaps,
+        labels: ShardLabels,
+        pairings: dict[int, dict[int, int]],
         threshold: Tensor,
         alignment: tuple[Alignment, Alignment] | None,
-    ) -> pa.Table:
-        """Count one layer of one shard; maps that nowhere exceed their threshold have no mask."""
-        found, maps = layer.layer, loaded.maps[layer.layer.name]
-        shape = (len(job.manifest.splits), found.num_units, len(index.concept_ids), len(index.categories))
-        counts = {
-            permutation: Counts.zeros(*shape, device=job.device) for permutation in (OWN_LABELS, *loaded.pairings)
-        }
-        membership = index.membership.to(job.device)
-        maps = maps[maps.max > threshold[maps.unit]]
-        images, first = np.unique(maps.image_id.numpy(), return_index=True)
-        for image, begin, end in zip(images.tolist(), first, [*first, len(maps.unit)][1:], strict=True):
-            units = maps.unit[begin:end].to(job.device)
-            activation = maps.map[begin:end].view(-1, found.height, found.width).to(job.device)
-            masks: dict[tuple[int, int], Tensor] = {}
-            for permutation, total in counts.items():
-                met = image if permutation == OWN_LABELS else loaded.pairings[permutation][image]
-                annotation = loaded.annotations[met].to(job.device)
-                if annotation.size not in masks:
-                    level = threshold.to(job.device)[units]
-                    masks[annotation.size] = binarize(activation, level, annotation.size, self.mask_order, alignment)
-                total.add(masks[annotation.size], units, annotation, membership)
-        parts = [_to_rows(job, index, permutation, total) for permutation, total in counts.items()]
+    ) -> None:
+        self._stage, self._alignment, self._threshold = stage, alignment, threshold
+        self._job, self._layer, self._labels, self._pairings = job, layer.layer, labels, pairings
+        self._membership = labels.index.membership.to(job.device)
+        shape = (len(job.manifest.splits), self._layer.num_units, *self._membership.shape)
+        self._counts = {which: Counts.zeros(*shape, device=job.device) for which in (OWN_LABELS, *pairings)}
+
+    def add(self, maps: ShardMaps) -> None:
+        """Count the maps of some images that somewhere exceed their threshold: the others have no mask."""
+        for sizes, places in self._by_sizes(maps.image_id).items():
+            step = max(1, LABEL_PIXELS // max(height * width for height, width in sizes))
+            for portion in places.split(step):
+                self._count(maps[portion], sizes)
+
+    def table(self) -> pa.Table:
+        """The shard's partial tally."""
+        splits = self._job.manifest.splits
+        parts = [_to_rows(splits, self._labels.index, which, counts) for which, counts in self._counts.items()]
         return PARTIAL_TALLY.cast(pa.concat_tables([part for pair in parts for part in pair]))
+
+    def _met_by(self, image: int) -> dict[int, Annotation]:
+        """Whose labels an image's masks meet: its own, and in every null permutation another's."""
+        partners = {which: image if which == OWN_LABELS else self._pairings[which][image] for which in self._counts}
+        return {which: self._labels.annotations[partner] for which, partner in partners.items()}
+
+    def _by_sizes(self, image_id: Tensor) -> dict[tuple[tuple[int, int], ...], Tensor]:
+        """Places of the maps, by the sizes of the annotations that they meet."""
+        images, of_map = image_id.unique(return_inverse=True)
+        sizes = [tuple(met.size for met in self._met_by(image).values()) for image in images.tolist()]
+        found = {size: place for place, size in enumerate(dict.fromkeys(sizes))}
+        group = torch.tensor([found[size] for size in sizes], dtype=torch.int64)[of_map]
+        return {size: (group == place).nonzero().flatten() for size, place in found.items()}
+
+    def _count(self, maps: ShardMaps, sizes: tuple[tuple[int, int], ...]) -> None:
+        """Count maps whose annotations have the same sizes; masks are made once for each."""
+        device, images, unit = self._job.device, maps.image_id, maps.unit.to(self._job.device)
+        activation = maps.map.to(device).view(-1, self._layer.height, self._layer.width)
+        threshold = self._threshold.to(device)[unit]
+        masks = {
+            size: mask_pixels(activation, threshold, size, self._stage.mask_order, self._alignment)
+            for size in dict.fromkeys(sizes)
+        }
+        image_ids, lengths = images.unique_consecutive(return_counts=True)
+        units = unit.split(lengths.tolist())
+        of_image = {size: found.split(lengths.tolist()) for size, found in masks.items()}
+        for place, image in enumerate(image_ids.tolist()):
+            for which, annotation in self._met_by(image).items():
+                met = annotation.to(device)
+                self._counts[which].add(of_image[met.size][place], units[place], met, self._membership)
+
+
+class Totals:
+    """The counts of one layer, added up over the shards: arrays of permutation, split, unit, concept or category."""
+
+    def __init__(self, job: Job, layer: LayerJob, permutations: int) -> None:
+        self._index, self._splits = ConceptIndex.of(job), job.manifest.splits
+        shape = (1 + permutations, len(self._splits), layer.layer.num_units)
+        concepts, categories = (*shape, len(self._index.concept_ids)), (*shape, len(self._index.categories))
+        self._of_concept = {name: np.zeros(concepts, np.int64) for name in CONCEPT_COLUMNS}
+        self._of_category = {name: np.zeros(categories, np.int64) for name in AREA_COLUMNS}
+
+    def add(self, part: pa.Table) -> None:
+        """Add a shard's rows, of which no two have the same key."""
+        of_concept = np.asarray(part["concept_id"].is_valid())
+        rows = part.filter(of_concept)
+        self._add(self._of_concept, rows, self._index.places(rows["concept_id"].to_numpy()).numpy())
+        rows = part.filter(~of_concept)
+        self._add(self._of_category, rows, _places(rows["category"], self._index.categories))
+
+    def tables(self) -> dict[str, pa.Table]:
+        """The tables to publish: of concepts, what is not zero; of categories, all."""
+        met = np.logical_or.reduce([values != 0 for values in self._of_concept.values()])
+        every = np.ones(next(iter(self._of_category.values())).shape, bool)
+        categories = np.asarray(self._index.categories)
+        return {
+            "tally": self._rows(self._of_concept, met, "concept_id", self._index.concept_ids, null=False),
+            "areas": self._rows(self._of_category, every, "category", categories, null=False),
+            "null_tally": self._rows(self._of_concept, met, "concept_id", self._index.concept_ids, null=True),
+            "null_areas": self._rows(self._of_category, every, "category", categories, null=True),
+        }
+
+    def _add(self, totals: dict[str, np.ndarray], rows: pa.Table, place: np.ndarray) -> None:
+        permutation, unit = rows["permutation"].to_numpy() - OWN_LABELS, rows["unit"].to_numpy()
+        key = (permutation, _places(rows["split"], self._splits), unit, place)
+        for name, values in totals.items():
+            values[key] += rows[name].to_numpy()
+
+    def _rows(
+        self, totals: dict[str, np.ndarray], chosen: np.ndarray, label: str, labels: np.ndarray, null: bool
+    ) -> pa.Table:
+        part = slice(1, None) if null else slice(0, 1)
+        found = chosen[part].nonzero()
+        permutation, split, unit, place = found
+        key = {"unit": unit, label: labels[place], "split": np.asarray(self._splits)[split]}
+        counts = {name: values[part][found] for name, values in totals.items()}
+        return pa.table({**({"permutation": permutation} if null else {}), **key, **counts})
 
 
 def read_thresholds(job: Job, layer: LayerJob) -> Tensor:
@@ -143,7 +216,7 @@ def read_thresholds(job: Job, layer: LayerJob) -> Tensor:
     return to_tensor(table, "threshold")
 
 
-def _to_rows(job: Job, index: ConceptIndex, permutation: int, counts: Counts) -> list[pa.Table]:
+def _to_rows(splits: tuple[str, ...], index: ConceptIndex, permutation: int, counts: Counts) -> list[pa.Table]:
     """Rows of what is not zero: by concept, and by category."""
     by_concept = {name: getattr(counts, name).cpu() for name in CONCEPT_COLUMNS}  # split unit concept
     by_category = {name: getattr(counts, name).cpu() for name in AREA_COLUMNS}  # split unit category
@@ -158,7 +231,7 @@ def _to_rows(job: Job, index: ConceptIndex, permutation: int, counts: Counts) ->
         columns: dict[str, Any] = {
             "permutation": np.full(len(unit), permutation),
             "unit": unit,
-            "split": np.asarray(job.manifest.splits)[split],
+            "split": np.asarray(splits)[split],
             label: names[place],
             **{name: value[filled].numpy() for name, value in values.items()},
         }
@@ -175,17 +248,8 @@ def _with_nulls(rows: pa.Table) -> pa.Table:
     return pa.table(columns, schema=PARTIAL_TALLY.schema)
 
 
-def _sum(rows: pa.Table) -> pa.Table:
-    """Add up the counts of equal keys."""
-    counts = [name for name in PARTIAL_TALLY.schema.names if name not in KEY]
-    summed = rows.group_by(KEY, use_threads=False).aggregate([(name, "sum") for name in counts])
-    return summed.rename_columns([name.removesuffix("_sum") for name in summed.column_names]).select(rows.column_names)
-
-
-def _zero_areas(job: Job, layer: LayerJob, permutations: int) -> pa.Table:
-    """Areas of zero for every unit, category and split, so that `areas` has all of them."""
-    axes = (range(OWN_LABELS, permutations), range(layer.layer.num_units), job.manifest.splits, job.manifest.categories)
-    permutation, unit, split, category = (axis.ravel() for axis in np.meshgrid(*map(np.asarray, axes), indexing="ij"))
-    keys = {"permutation": permutation, "unit": unit, "split": split, "category": category}
-    zeros = np.zeros(len(unit), dtype=np.int64)
-    return _with_nulls(pa.table({**keys, **dict.fromkeys(AREA_COLUMNS, zeros)})).replace_schema_metadata(None)
+def _places(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    """Where each of a column's strings is in a list."""
+    coded = column.combine_chunks().dictionary_encode()
+    places = np.array([list(names).index(name) for name in coded.dictionary.to_pylist()], dtype=np.int64)
+    return places[coded.indices.to_numpy()]

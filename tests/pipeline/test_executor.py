@@ -286,17 +286,6 @@ def _runs(process: int) -> bool:
 
 
 @pytest.mark.cluster
-def test_dispatching_a_trivial_shard_takes_milliseconds(ray_executor: Executor):
-    def build() -> Worker:
-        return Worker(lambda shard: shard, lambda shard: shard.index, lambda shard, index: 0)
-
-    ray_executor.run(build, _shards(4), title="warm")
-    start = time.perf_counter()
-    ray_executor.run(build, _shards(1000), title="trivial")
-    assert time.perf_counter() - start < 5  # measured: 0.9 on two cores
-
-
-@pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="lists open ports as Linux does")
 def test_the_local_cluster_is_private(ray_executor: Executor, tmp_path: Path):
     ray_executor.run(partial(_build, tmp_path), _shards(1), title="private")

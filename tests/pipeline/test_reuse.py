@@ -57,7 +57,7 @@ def batches(monkeypatch) -> list[list[str]]:
 
 def test_layers_share_each_forward_pass(tmp_path, chosen, batches):
     dissect.ingest_and_run(tmp_path, *chosen)
-    assert batches == [list(LAYERS)] * 2 * BATCHES  # the pilot sees all of so few images
+    assert batches == [list(LAYERS)] * BATCHES  # the pilot sees all of so few images, and leaves them to the record
 
 
 def test_a_second_run_computes_nothing(store, chosen, batches):
@@ -72,7 +72,7 @@ def test_a_second_run_computes_nothing(store, chosen, batches):
 
 def test_one_more_layer_runs_only_that_layer(store, chosen, batches):
     outcome = dissect.run_only(store, *chosen, "layers=[features.4,features.6,features.10]")
-    assert batches == [["features.10"]] * 2 * BATCHES
+    assert batches == [["features.10"]] * BATCHES
     assert len(outcome.computed) == 7
     assert {result.layer for result in dissect.results(store, "record")} == {*LAYERS, "features.10"}
 
@@ -93,6 +93,27 @@ def test_a_changed_setting_needs_no_forward_pass(store, chosen, batches, setting
     stage_of = {r.result_id: r.stage for name in stages for r in dissect.results(store, name)}
     assert [stage_of[identity] for identity in outcome.computed] == [name for name in stages for _ in LAYERS]
     assert batches == []
+
+
+def test_without_tail_maps_what_looks_at_masks_needs_one_forward_pass(tmp_path, done, chosen, batches):
+    dissect.ingest_and_run(tmp_path, *chosen, "passes=two", "stages=[thresholds]")
+    del batches[:]
+    dissect.run_only(tmp_path, *chosen, "stages=[tally]")
+    assert batches == [list(LAYERS)] * BATCHES
+    dissect.run_only(tmp_path, *chosen, "quantile=0.05", "stages=[thresholds]")
+    assert batches == [list(LAYERS)] * BATCHES
+    assert not list((tmp_path / "staging").rglob("*.activation.arrow")), "the record has no use for them any more"
+
+
+def test_what_the_pilot_left_is_no_more_than_a_cache(tmp_path, done, chosen, batches):
+    """Gone or cut short, it is made again."""
+    dissect.ingest_and_run(tmp_path, *chosen, "stages=[pilot]")
+    first, second, *_ = sorted((tmp_path / "staging").rglob("*.activation.arrow"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:100])
+    dissect.run_only(tmp_path, *chosen)
+    assert BATCHES < len(batches) < 2 * BATCHES
+    small.same_tables(done, tmp_path, *TABLES)
 
 
 def test_new_labels_need_no_forward_pass(store, tmp_path, chosen, batches):
@@ -119,7 +140,7 @@ def test_other_images_are_another_forward_pass(store, tmp_path, batches):
     dissect.ingest_and_run(
         store, *small.overrides(small.write_source(tmp_path / "fewer", number=6), "data.name=fewer", layers=LAYERS)
     )
-    assert batches == [list(LAYERS)] * 2 * 3
+    assert batches == [list(LAYERS)] * 3
 
 
 def test_after_staging_is_gone_a_new_setting_computes_what_it_needs_again(store, tmp_path, done, chosen, batches):
@@ -128,7 +149,7 @@ def test_after_staging_is_gone_a_new_setting_computes_what_it_needs_again(store,
     assert dissect.run_only(store, *chosen).computed == []
     assert batches == []
     dissect.run_only(store, *chosen, "min_iou=0.1", "count=3")
-    assert batches == [list(LAYERS)] * 2 * BATCHES
+    assert batches == [list(LAYERS)] * BATCHES
     intact = shutil.copytree(done, tmp_path / "intact")
     dissect.run_only(intact, *chosen, "min_iou=0.1", "count=3")
     small.same_tables(
@@ -157,7 +178,7 @@ HIGH = ("tail_quantile=0.0001", "min_images=1", "fraction=0.001")
 
 def test_units_whose_bound_was_too_high_are_recorded_again_once(tmp_path, done, chosen, batches):
     dissect.ingest_and_run(tmp_path, *chosen, *HIGH)
-    assert batches == [list(LAYERS)] * (2 + 2 * BATCHES)  # the pilot's shard of four, the record, the second record
+    assert batches == [list(LAYERS)] * (2 + (BATCHES - 2) + BATCHES)  # the pilot's shard of four, record, second record
     del batches[:]
     assert dissect.run_only(tmp_path, *chosen, *HIGH).computed == []
     dissect.run_only(tmp_path, *chosen, *HIGH, "min_iou=0.1", "count=3", "mask_order=threshold_first")
@@ -211,5 +232,5 @@ def test_a_failed_run_goes_on_where_it_stood(tmp_path, done, chosen, batches, mo
     del batches[:]
     monkeypatch.setattr(kind, "build", build)
     dissect.run_only(tmp_path, *chosen)
-    assert len(batches) == {"pilot": 2 + BATCHES, "record": 2}.get(at, 0)
+    assert len(batches) == {"pilot": 2}.get(at, 0)  # what the pilot left serves the record
     small.same_tables(done, tmp_path, *TABLES)

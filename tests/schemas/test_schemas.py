@@ -8,7 +8,7 @@ from schemas.table import Table, column
 
 INTERNAL = [
     SHARD, SHARD_LABEL_AREAS, REJECTS, staging.PILOT_CELLS, staging.BOUNDS, staging.UNIT_STATISTICS,
-    staging.TOP_IMAGES, staging.PARTIAL_TALLY, staging.tail_maps(9),
+    staging.TOP_IMAGES, staging.TAIL_CELLS, staging.PARTIAL_TALLY, staging.tail_maps(9),
 ]  # fmt: skip
 EVERY = [*TABLES.values(), *INTERNAL]
 IDS = ("study_id", "result_id", "run_id", "dataset_id", "image_id", "concept_id", "unit", "rank", "permutation")

@@ -23,15 +23,15 @@ NORMAL_95 = 1.959963984540054
 def unions(
     intersection: Int64[Tensor, "unit concept"],
     mask_pixels: Int64[Tensor, "unit concept"],
-    label_pixels: Int64[Tensor, " concept"],
+    label_pixels: Int64[Tensor, "... concept"],
 ) -> Int64[Tensor, "unit concept"]:
-    """A' + G - I."""
-    return mask_pixels + label_pixels - intersection
+    """A' + G - I; G of each concept, or of each unit's own concepts."""
+    return (mask_pixels + label_pixels).sub_(intersection)
 
 
 def ious(intersection: Int64[Tensor, "..."], union: Int64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """I / U; 0 where both are empty."""
-    return intersection.double() / union.clamp(min=1).double()
+    return intersection.double().div_(union.clamp(min=1))
 
 
 def best_concepts(
@@ -39,18 +39,20 @@ def best_concepts(
     union: Int64[Tensor, "unit concept"],
     among: Bool[Tensor, " concept"],
 ) -> Int64[Tensor, " unit"]:
-    """The concept of largest IoU among some; ties go to the lowest place, that is the lowest concept id.
+    """The concept of largest IoU among some (at least one); ties go to the lowest place, that is the lowest id.
 
     Two IoUs that differ may round to one float64, so that ties are compared as fractions.
     """
-    iou = torch.where(among, ious(intersection, union), -1.0)
+    places = among.nonzero().flatten()
+    intersection, union = intersection[:, places], union[:, places]
+    iou = ious(intersection, union)
     largest = iou.amax(1, keepdim=True)
     tied = iou == largest
     best = tied.int().argmax(1)
     for unit in ((tied.sum(1) > 1) & (largest[:, 0] > 0)).nonzero().flatten().tolist():
-        places = tied[unit].nonzero().flatten().tolist()
-        best[unit] = max(places, key=lambda place: Fraction(int(intersection[unit, place]), int(union[unit, place])))
-    return best
+        ties = tied[unit].nonzero().flatten().tolist()
+        best[unit] = max(ties, key=lambda place: Fraction(int(intersection[unit, place]), int(union[unit, place])))
+    return places[best]
 
 
 class Jackknife:

@@ -5,7 +5,8 @@ while the network runs, which maps are kept; the rest is summed up in a few numb
 the bound and cells equal to it are counted, so that a bound that was too high shows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float32, Float64, Int64
@@ -44,7 +45,7 @@ class UnitStatistics:
 
 @dataclass(frozen=True)
 class TailMaps:
-    """Maps of a batch whose maximum exceeds their unit's bound, in the order of image and unit."""
+    """Maps of some images whose maximum exceeds their unit's bound, in the order of image and unit."""
 
     image: Int64[Tensor, " map"]
     unit: Int64[Tensor, " map"]
@@ -52,29 +53,95 @@ class TailMaps:
     map: Float32[Tensor, "map cell"]
 
 
-def cut_tail(
-    activation: Float32[Tensor, "image unit h w"], bound: Float32[Tensor, " unit"]
-) -> tuple[TailMaps, UnitStatistics]:
-    """The tail maps of a batch and the statistics of all its maps, both on the CPU."""
+@dataclass(frozen=True)
+class TailCells:
+    """Cells above their unit's bound."""
+
+    unit: Int64[Tensor, " tail_cell"]
+    value: Float32[Tensor, " tail_cell"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a batch, on the CPU; `maps.map` has no columns where maps are not wanted."""
+
+    maps: TailMaps
+    cells: TailCells
+    statistics: UnitStatistics
+
+
+PORTION = 2**23
+"""Cells of a batch that are looked at, and copied, at once: early layers have hundreds of millions."""
+
+
+def portions(activation: Float32[Tensor, "image unit h w"]) -> Iterator[tuple[int, Float32[Tensor, "image unit h w"]]]:
+    """Some images at a time, each time with the first one's place in the batch."""
+    step = max(1, PORTION // activation[0].numel())
+    for start in range(0, len(activation), step):
+        yield start, activation[start : start + step]
+
+
+def maps_above(activation: Float32[Tensor, "image unit h w"], bound: Float32[Tensor, " unit"]) -> TailMaps:
+    """A copy of the maps whose maximum exceeds their unit's bound, on the activation's device."""
     cells = activation.flatten(2)  # image unit cell
-    largest, smallest = cells.amax(2), cells.amin(2)  # image unit
+    largest = cells.amax(2)  # image unit
     image, unit = (largest > bound).nonzero(as_tuple=True)
-    tail = TailMaps(image.cpu(), unit.cpu(), largest[image, unit].cpu(), cells[image, unit].cpu())
-    level = bound[:, None]
+    return TailMaps(image, unit, largest[image, unit], cells[image, unit])
+
+
+def cut_tail(
+    activation: Float32[Tensor, "image unit h w"], bound: Float32[Tensor, " unit"], keep_maps: bool = True
+) -> Cut:
+    """The tail of a batch and the statistics of all its maps.
+
+    Args:
+        activation: raw maps.
+        bound: B_u.
+        keep_maps: False leaves the maps out: their images, units and maxima are kept, and the cells above.
+    """
+    maps, cells = [], []
+    num_at = torch.zeros(len(bound), dtype=torch.int64)
+    for start, part in portions(activation):
+        tail = maps_above(part, bound)
+        level = bound[tail.unit][:, None]
+        row, cell = (tail.map > level).nonzero(as_tuple=True)
+        cells.append(TailCells(tail.unit[row].cpu(), tail.map[row, cell].cpu()))
+        num_at.index_add_(0, tail.unit.cpu(), (tail.map == level).sum(1).cpu())
+        num_at += _cells_at(part, bound)
+        kept = tail.map if keep_maps else tail.map[:, :0]
+        maps.append(TailMaps((start + tail.image).cpu(), tail.unit.cpu(), tail.max.cpu(), kept.cpu()))
+    every = activation.flatten(2)  # image unit cell
+    tail_cells = TailCells(torch.cat([part.unit for part in cells]), torch.cat([part.value for part in cells]))
     statistics = UnitStatistics(
-        (cells > level).sum((0, 2)).cpu(),
-        (cells == level).sum((0, 2)).cpu(),
-        largest.amax(0).cpu(),
-        smallest.amin(0).cpu(),
-        cells.sum((0, 2), dtype=torch.float64).cpu(),
+        torch.bincount(tail_cells.unit, minlength=len(bound)),
+        num_at,
+        every.amax(2).amax(0).cpu(),
+        every.amin(2).amin(0).cpu(),
+        every.sum((0, 2), dtype=torch.float64).cpu(),
     )
-    return tail, statistics
+    return Cut(concatenate(maps), tail_cells, statistics)
+
+
+def concatenate(parts: Sequence[TailMaps]) -> TailMaps:
+    """Tail maps one after another; none of them is copied where there is only one part."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = (torch.cat([getattr(part, field.name) for part in parts]) for field in fields(TailMaps))
+    return TailMaps(*columns)
+
+
+def _cells_at(activation: Tensor, bound: Tensor) -> Int64[Tensor, " unit"]:
+    """Cells equal to the bound in maps that only just reach it, as those of a dead unit do; on the CPU."""
+    cells = activation.flatten(2)  # image unit cell
+    image, unit = (cells.amax(2) == bound).nonzero(as_tuple=True)
+    at = (cells[image, unit] == bound[unit][:, None]).sum(1)  # map
+    return torch.zeros(len(bound), dtype=torch.int64).index_add_(0, unit.cpu(), at.cpu())
 
 
 def first_not_finite(activation: Float32[Tensor, "image unit h w"]) -> tuple[int, int] | None:
     """Image and unit of the first map that holds a NaN or an infinity; None if there is none."""
-    if torch.isfinite(activation.sum(dtype=torch.float64)):
-        return None
+    if torch.isfinite(activation.sum()):
+        return None  # a sum of large values may overflow, one with a NaN or an infinity is never finite
     bad = (~torch.isfinite(activation)).flatten(2).any(2).nonzero()
     return (int(bad[0, 0]), int(bad[0, 1])) if len(bad) else None
 

@@ -3,13 +3,18 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from pipeline.errors import NoWorkersError
 from pipeline.executor import make_executor
 from pipeline.settings import Cluster
+from pipeline.stages import tally
+from pipeline.stages.labels import ConceptIndex
+from pipeline.stages.tally import read_thresholds
 from tests import dissect, oracle, small
 from tests.tiny_broden import TinyImage, encode_image, tiny_images, write_broden
+from workers.methods.dissection import Counts
 
 MASKS = [("upsample_first", "resize"), ("threshold_first", "resize"), ("upsample_first", "receptive_field")]
 
@@ -54,6 +59,48 @@ def test_a_worker_counts_its_shard(store, chosen, recorded, order, upsampling):
             expected = expected_of(recorded, stage, layer, images)
             assert counts_of(tables[layer]) == expected
             assert sum(expected["intersection"].values()) > 0
+
+
+def test_portions_of_maps_do_not_change_the_counts(store, chosen, monkeypatch):
+    """Neither portions within an image, nor an image after the other."""
+    stage, job = small.job_of("tally", store, *chosen, "layers=[features.6]", "null_permutations=2")
+    work, layer = stage.build(job), job.layers["features.6"]
+    loaded = work.read(job.shards[0])
+    expected = work.compute(loaded)["features.6"]
+    assert len(expected) > 0
+
+    def again(*portions):
+        count = tally.LayerTally(stage, job, layer, loaded.labels, loaded.pairings, read_thresholds(job, layer), None)
+        for portion in portions:
+            count.add(portion)
+        return count.table()
+
+    maps = loaded.source.kept["features.6"]
+    maps = maps[maps.max > read_thresholds(job, layer)[maps.unit]]
+    images = [maps[maps.image_id == image] for image in maps.image_id.unique()]
+    assert len(images) > 1
+    assert again(*images).equals(expected)
+    for pixels in (1, 200, 1000):
+        monkeypatch.setattr(tally, "LABEL_PIXELS", pixels)
+        assert again(maps).equals(expected)
+
+
+def test_totals_beyond_what_a_float_counts(store, chosen):
+    stage, job = small.job_of("tally", store, *chosen, "layers=[features.6]")
+    part = stage.build(job)(job.shards[0])["features.6"]
+    large = part.set_column(
+        part.schema.get_field_index("intersection"),
+        part.schema.field("intersection"),
+        pc.add(part["intersection"], 2**53),
+    )
+    totals = tally.Totals(job, job.layers["features.6"], 1)
+    for _ in range(3):
+        totals.add(large)
+    found = {kind: counts_of(table, 0)["intersection"] for kind, table in totals.tables().items()}
+    for kind, permutation in (("tally", -1), ("null_tally", 0)):
+        once = counts_of(large, permutation)["intersection"]
+        assert found[kind] == {key: 3 * value for key, value in once.items()}
+        assert min(once.values()) >= 2**53
 
 
 def test_a_grid_of_one_cell_is_its_whole_image_under_either_upsampling(store, chosen):
@@ -155,6 +202,25 @@ ODD = {
         labelled(i, {"object": [np.eye(4, dtype=int) * 255]}, {"scene": [700], "texture": [1197]}) for i in range(3)
     ],
 }
+
+
+def test_counts_are_as_wide_as_the_concepts_of_the_shard(tmp_path, monkeypatch):
+    """A data set of ten times as many concepts must not cost more where a shard holds no more of them."""
+    images = [labelled(i, {"object": [np.full((4, 4), 301 if i else 255)]}, {"scene": [700]}) for i in range(8)]
+    store, chosen, _ = dissect_images(tmp_path, images)
+    stage, job = small.job_of("tally", store, *chosen)
+    widths, zeros = [], Counts.zeros
+
+    def spy(splits, units, concepts, categories, device):
+        widths.append(concepts)
+        return zeros(splits, units, concepts, categories, device)
+
+    monkeypatch.setattr(Counts, "zeros", spy)
+    work = stage.build(job)
+    for shard in job.shards:
+        work(shard)
+    assert sorted(widths) == [2, 2, 3, 3]  # own labels and the null; concept 255 is in one shard only
+    assert len(ConceptIndex.of(job).concept_ids) == 3
 
 
 @pytest.mark.parametrize("kind", list(ODD))

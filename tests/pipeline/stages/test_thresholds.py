@@ -1,3 +1,5 @@
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests import dissect, oracle, small
@@ -39,24 +41,27 @@ def test_tables_do_not_depend_on_the_bound(tmp_path, source, store, chosen, pilo
     small.same_tables(store, tmp_path / "store", *TABLES)
 
 
-@pytest.mark.parametrize("value", ["-inf", "some"])
-def test_tables_do_not_depend_on_forced_bounds(tmp_path, store, chosen, monkeypatch, value):
+@pytest.mark.parametrize("passes", ["one", "two"])
+@pytest.mark.parametrize("value", ["-inf", "some", "as they are"])
+def test_tables_depend_neither_on_the_passes_nor_on_forced_bounds(tmp_path, store, chosen, monkeypatch, value, passes):
     from pipeline.stages import pilot as module
 
     cast = module.BOUNDS.cast
 
     class Forced:
         @staticmethod
-        def cast(table):
+        def cast(table, **metadata):
             bound = table["bound"].to_numpy().copy()
             if value == "some":
                 bound[::3] = 1e30
-            else:
-                bound[:] = float(value)
-            return cast(table.set_column(1, "bound", [bound]))
+            elif value == "-inf":
+                bound[:] = -np.inf
+            return cast(table.set_column(1, "bound", [bound]), **metadata)
 
     monkeypatch.setattr(module, "BOUNDS", Forced)
-    dissect.ingest_and_run(tmp_path / "store", *chosen)
+    dissect.ingest_and_run(tmp_path / "store", *chosen, f"passes={passes}")
+    maps = (pa.ipc.open_file(path).schema for path in (tmp_path / "store").rglob("*.maps.arrow"))
+    assert {("map" in schema.names) for schema in maps} == {passes == "one"}
     records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings.get("units")]
     assert len(records) == (3 if value == "some" else 0)
     for record in records:

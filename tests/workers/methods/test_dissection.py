@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests import oracle
+from workers.methods import dissection
 from workers.methods.dissection import (
     Alignment,
     Annotation,
     Counts,
+    MaskPixels,
     binarize,
     derangement,
+    gaps,
     interpolation,
     intersections,
     largest,
+    mask_pixels,
     rank_of_threshold,
 )
 
@@ -115,6 +119,93 @@ def test_a_plateau_never_overshoots_its_own_height():
     assert overshoot, "the trap is gone: torch's own resize no longer overshoots"
 
 
+@st.composite
+def many_maps(draw):
+    """Maps of one grid, each with its own threshold: at a cell, at the maximum, or at zero among zeros."""
+    shape = draw(st.sampled_from([(1, 1), (1, 5), (4, 1), (2, 3), (5, 4), (12, 12)]))
+    cells = draw(st.sampled_from([PLATEAUS, st.sampled_from([0.0, 0.0, 0.0, 1.0]), WIDE]))
+    activation = draw(arrays(np.float32, (draw(st.integers(0, 5)), *shape), elements=cells))
+    thresholds = [
+        draw(st.sampled_from([-(2.0**101), 0.0, float(one.max()), *one.ravel().tolist()])) for one in activation
+    ]
+    return activation, np.array(thresholds, np.float32), draw(st.sampled_from([(1, 1), (3, 5), (9, 7), (6, 6)]))
+
+
+def check_pixels(found, expected):
+    """Whether pixels are those of the masks, each once, map after map."""
+    of_map, pixel = found.map.tolist(), found.pixel.tolist()
+    assert of_map == sorted(of_map)
+    assert found.area.tolist() == [int(mask.sum()) for mask in expected]
+    pairs = list(zip(of_map, pixel, strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert set(pairs) == {(m, int(p)) for m, mask in enumerate(expected) for p in np.flatnonzero(mask)}
+
+
+@pytest.mark.parametrize("order", ["upsample_first", "threshold_first"])
+@pytest.mark.parametrize("candidates", [1, 40, 2**18])
+@settings(deadline=None, max_examples=40)
+@given(drawn=many_maps(), field=st.one_of(st.none(), st.tuples(alignments(), alignments())))
+def test_pixels_of_many_maps_are_those_of_each_however_they_are_portioned(order, candidates, drawn, field):
+    activation, thresholds, size = drawn
+    geometry = field and oracle.Geometry(
+        field[0].input_size, field[1].input_size, field[0].offset, field[1].offset, field[0].stride, field[1].stride
+    )
+    upsampling = "receptive_field" if field else "resize"
+    expected = [
+        oracle.mask(one, float(level), size, order, upsampling, geometry)
+        for one, level in zip(activation, thresholds, strict=True)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dissection, "CANDIDATES", candidates)
+        check_pixels(
+            mask_pixels(torch.from_numpy(activation), torch.from_numpy(thresholds), size, order, field), expected
+        )
+
+
+def test_only_pixels_beside_a_cell_above_the_threshold_are_looked_at(monkeypatch):
+    """Of 8000 maps, one cell of one: what is looked at must not grow with the maps."""
+    looked_at = []
+    portion = dissection._pixels_of_quads
+
+    def spy(*arguments):
+        looked_at.append(len(arguments[-1]))
+        return portion(*arguments)
+
+    monkeypatch.setattr(dissection, "_pixels_of_quads", spy)
+    activation = torch.zeros(8000, 6, 6)
+    activation[4321, 2, 3] = 1
+    found = mask_pixels(activation, torch.full((8000,), 0.5), (24, 24))
+    assert sum(looked_at) == 4
+    assert set(found.map.tolist()) == {4321}
+    assert len(found.pixel) == oracle.mask(activation[4321].numpy(), 0.5, (24, 24)).sum() > 0
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.one_of(st.none(), alignments()))
+@settings(deadline=None, max_examples=60)
+def test_every_pixel_lies_in_one_gap_with_its_own_weights(cells, pixels, alignment):
+    axis, found = interpolation(cells, pixels, alignment), gaps(cells, pixels, alignment, torch.device("cpu"))
+    seen = []
+    for gap, first in enumerate(found.first.tolist()):
+        below, above = found.cells[:, gap].tolist()
+        inside = found.weights[:, :, gap].isnan().logical_not().all(0)
+        assert inside.any()
+        for slot in inside.nonzero().flatten().tolist():
+            row = torch.zeros(cells, dtype=torch.float64)
+            row[below] += found.weights[0, slot, gap]
+            row[above] += found.weights[1, slot, gap]
+            assert row.equal(axis.weights[first + slot])
+            seen.append(first + slot)
+    assert seen == list(range(pixels))
+
+
+def test_masks_split_into_those_of_each_image():
+    masks = MaskPixels(torch.tensor([4, 5, 0, 7, 7]), torch.tensor([0, 2, 2, 3, 5]))
+    parts = masks.split([1, 2, 0, 1])
+    assert [part.pixel.tolist() for part in parts] == [[4, 5], [0], [], [7, 7]]
+    assert [part.offsets.tolist() for part in parts] == [[0, 2], [0, 0, 1], [0], [0, 2]]
+    assert masks.map.tolist() == [0, 0, 2, 3, 3]
+
+
 @given(st.integers(1, 40), st.integers(1, 40))
 @settings(deadline=None, max_examples=60)
 def test_weights_are_whole_and_add_up(cells, pixels):
@@ -137,8 +228,15 @@ def test_rank_where_floats_go_wrong():
     assert rank_of_threshold(1e-05, 100_000) == 1
 
 
+def pixels_of(mask):
+    """Dense masks, map y x, as the pixels in them."""
+    flat = mask.flatten(1)
+    ends = torch.cat([torch.tensor([0]), flat.sum(1).cumsum(0)])
+    return MaskPixels(flat.nonzero()[:, 1], ends)
+
+
 def random_annotation(generator, size, concepts, image_concepts=(), split=0):
-    masks = torch.from_numpy(generator.random((len(concepts), *size)) < 0.3).float()
+    masks = torch.from_numpy(generator.random((*size, len(concepts))) < 0.3)
     return Annotation(masks, torch.tensor(concepts, dtype=torch.int64), torch.tensor(image_concepts).long(), split)
 
 
@@ -150,8 +248,8 @@ def test_counts_of_one_image_are_the_oracles(concepts, image_concepts):
     mask = torch.from_numpy(generator.random((2, 5, 7)) < 0.2)
     counts = Counts.zeros(2, 4, 4, 2)
     units = torch.tensor([1, 3])
-    counts.add(mask, units, annotation, membership)
-    pixels = {c: annotation.masks[i].bool() for i, c in enumerate(concepts)}
+    counts.add(pixels_of(mask), units, annotation, membership)
+    pixels = {c: annotation.masks[..., i] for i, c in enumerate(concepts)}
     pixels |= {c: torch.ones(5, 7).bool() for c in image_concepts}
     for row, unit in enumerate([1, 3]):
         area = int(mask[row].sum())
@@ -171,24 +269,27 @@ def test_counts_of_one_image_are_the_oracles(concepts, image_concepts):
 
 def test_an_image_of_more_pixels_than_float32_can_count():
     side = 4200
-    assert side**2 > 2**24
-    mask = torch.ones(1, side, side, dtype=torch.bool)
-    mask[0, 0, 0] = False
-    annotation = Annotation(torch.ones(1, side, side), torch.tensor([0]), torch.tensor([], dtype=torch.int64), 0)
-    meets, area = intersections(mask, annotation)
-    assert (int(meets), int(area)) == (side**2 - 1, side**2 - 1)
+    assert side**2 - 1 > 2**24
+    masks = MaskPixels(torch.arange(1, side**2), torch.tensor([0, side**2 - 1]))
+    annotation = Annotation(torch.ones(side, side, 1).bool(), torch.tensor([0]), torch.tensor([]).long(), 0)
+    assert int(intersections(masks, annotation)) == int(masks.area) == side**2 - 1
 
 
 def test_totals_beyond_int32():
-    annotation = Annotation(torch.zeros(0, 2048, 2048), torch.tensor([]).long(), torch.tensor([0]), 0)
-    mask = torch.ones(1, 2048, 2048, dtype=torch.bool)
-    counts = Counts.zeros(1, 1, 1, 1)
-    counts.intersection += 2**31 - 1
-    counts.mask_pixels += 2**31 - 1
-    counts.add(mask, torch.tensor([0]), annotation, torch.ones(1, 1).bool())
-    assert int(counts.intersection) == 2**31 - 1 + 2**22
-    assert int(counts.mask_pixels) == 2**31 - 1 + 2**22
-    assert int(counts.mask_pixels_concept) == 2**22
+    """Added up from images, as a data set's are."""
+    side = 1024
+    whole = MaskPixels(torch.arange(side**2), torch.tensor([0, side**2]))
+    annotation = Annotation(torch.ones(side, side, 1).bool(), torch.tensor([0]), torch.tensor([1]), 0)
+    counts = Counts.zeros(1, 1, 2, 1)
+    for count in (counts.intersection, counts.mask_pixels, counts.mask_pixels_under_mask):
+        count += 2**53 - 2  # and beyond what float64 counts
+    for _ in range(3):
+        counts.add(whole, torch.tensor([0]), annotation, torch.ones(2, 1).bool())
+    expected = 2**53 - 2 + 3 * side**2
+    assert counts.intersection.flatten().tolist() == [expected, expected]
+    assert int(counts.mask_pixels) == int(counts.mask_pixels_under_mask) == expected
+    assert counts.mask_pixels_concept.flatten().tolist() == [3 * side**2] * 2
+    assert int(counts.mask_pixels_annotated) == 3 * side**2
 
 
 @given(st.integers(2, 200), st.integers(0, 2**63 - 1))

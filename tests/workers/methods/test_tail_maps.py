@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from workers.methods import tail_maps
 from workers.methods.tail_maps import UnitStatistics, cut_tail, first_not_finite, sample_cells
 
 CELLS = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0]), st.floats(-1e6, 1e6, width=32))
@@ -19,10 +20,19 @@ def batches(draw):
 
 
 @settings(deadline=None)
-@given(batches())
-def test_cuts_what_a_loop_would(batch):
+@given(batches(), st.sampled_from([1, 9, tail_maps.PORTION]))
+def test_cuts_what_a_loop_would(batch, portion):
     activation, bound = batch
-    tail, statistics = cut_tail(torch.from_numpy(activation), torch.from_numpy(bound))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail_maps, "PORTION", portion)
+        cut = cut_tail(torch.from_numpy(activation), torch.from_numpy(bound))
+        without = cut_tail(torch.from_numpy(activation), torch.from_numpy(bound), keep_maps=False)
+    tail, statistics = cut.maps, cut.statistics
+    assert without.maps.map.shape == (len(tail.map), 0)
+    for name in ("image", "unit", "max"):
+        assert getattr(without.maps, name).equal(getattr(tail, name))
+    assert without.statistics.sum.equal(statistics.sum)
+    assert without.cells.value.equal(cut.cells.value)
     kept = [
         (image, unit)
         for image in range(len(activation))
@@ -35,6 +45,8 @@ def test_cuts_what_a_loop_would(batch):
         assert tail.max[row].item() == activation[image, unit].max()
     for unit, level in enumerate(bound):
         cells = activation[:, unit]
+        above = cut.cells.value[cut.cells.unit == unit].numpy()
+        np.testing.assert_array_equal(np.sort(above), np.sort(cells[cells > level]))
         assert statistics.num_above[unit].item() == (cells > level).sum()
         assert statistics.num_at[unit].item() == (cells == level).sum()
         assert (statistics.max[unit].item(), statistics.min[unit].item()) == (cells.max(), cells.min())
@@ -46,7 +58,8 @@ def test_the_tail_outlives_the_activation():
     for images, units in [(1, 2), (3, 1), (2, 2)]:
         activation = -torch.arange(1.0, 1 + images * units * 9).view(images, units, 3, 3)
         before = activation.clone()
-        tail, statistics = cut_tail(activation, torch.full((units,), -torch.inf))
+        cut = cut_tail(activation, torch.full((units,), -torch.inf))
+        tail, statistics = cut.maps, cut.statistics
         sample = sample_cells(activation, 9)
         activation.relu_()
         assert tail.map.view(images, units, 3, 3).equal(before)
@@ -63,7 +76,7 @@ def test_statistics_add_up(first, second):
     parts = [torch.from_numpy(batch[0][:, :units]) for batch in (first, second)]
     total = UnitStatistics.none(units)
     for part in parts:
-        total += cut_tail(part, bound)[1]
+        total += cut_tail(part, bound).statistics
     cells = [torch.cat([part[:, unit].flatten() for part in parts]) for unit in range(units)]
     assert total.num_above.tolist() == [int((c > b).sum()) for c, b in zip(cells, bound, strict=True)]
     assert total.max.tolist() == [c.max().item() for c in cells]
