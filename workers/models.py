@@ -94,7 +94,7 @@ class Preprocessing:
         """Turn RGB pixels from 0 to 255, already of this size, into the network's input."""
         ordered = images.flip(1) if self.channel_order == "bgr" else images
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
-        return (ordered.float() / self.scale - mean) / std
+        return ordered.to(torch.float32, copy=True).div_(self.scale).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)

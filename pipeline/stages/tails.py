@@ -39,7 +39,7 @@ class ShardMaps:
 
 
 class MapSource:
-    """Hands a stage the maps that exceed a level: from staging, or where none were kept by a forward pass.
+    """Hands a stage at least the maps that exceed a level: from staging, or where none were kept by a forward pass.
 
     Args:
         job: whose inputs name the records.
@@ -64,9 +64,12 @@ class MapSource:
         return ShardSource(kept, self._decode(replace(shard, layers=others)) if others and self._decode else None)
 
     def each(self, source: "ShardSource", on_maps: Callable[[str, ShardMaps], None]) -> None:
-        """Call `on_maps` with a layer and some of its maps, all of an image at once, images ascending."""
+        """Call `on_maps` with a layer and some of its maps, all of an image at once, images ascending.
+
+        Maps from staging come as they are: some do not exceed the level, and to leave them out is a copy.
+        """
         for name, maps in source.kept.items():
-            on_maps(name, maps[maps.max > self._levels[name][maps.unit]])
+            on_maps(name, maps)
         if source.pictures is None or self._model is None:
             return
         image_ids = torch.tensor(source.pictures.image_ids)

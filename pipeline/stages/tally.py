@@ -120,10 +120,11 @@ class LayerTally:
         self._counts = {which: Counts.zeros(*shape, device=job.device) for which in (OWN_LABELS, *pairings)}
 
     def add(self, maps: ShardMaps) -> None:
-        """Count the maps of some images that somewhere exceed their threshold: the others have no mask."""
-        for sizes, places in self._by_sizes(maps.image_id).items():
+        """Count some images; maps that nowhere exceed their threshold have no mask."""
+        some = (maps.max > self._threshold[maps.unit]).nonzero().flatten()
+        for sizes, places in self._by_sizes(maps.image_id[some]).items():
             step = max(1, LABEL_PIXELS // max(height * width for height, width in sizes))
-            for portion in places.split(step):
+            for portion in some[places].split(step):
                 self._count(maps[portion], sizes)
 
     def table(self) -> pa.Table:

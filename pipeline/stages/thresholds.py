@@ -1,6 +1,5 @@
 """Thresholds: T_u of every unit, the exact order statistic of all its cells."""
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -14,10 +13,6 @@ from pipeline.stages.record import RecordAgain
 from pipeline.stages.tails import read_tail_cells, read_unit_statistics
 from workers.methods.dissection import rank_of_threshold
 from workers.methods.order_statistics import DIGITS, Selection
-from workers.methods.tail_maps import TailCells
-
-MOST_CELLS_KEPT = 2**24
-"""Cells above the bounds of one layer that are held in memory between the passes of a selection: 192 MiB."""
 
 
 class Thresholds(Stage):
@@ -54,9 +49,8 @@ class Thresholds(Stage):
         at_bound = above <= rank
         selection = Selection(torch.where(at_bound, 0, rank))
         everything = torch.arange(layer.layer.num_units)
-        tail_cells = _TailCells(job, layer, int(above.sum()))
         for _ in DIGITS:
-            for part in tail_cells:
+            for part in read_ahead(lambda shard: read_tail_cells(job, layer, shard), job.shards):
                 selection.count(part.unit, part.value)
             selection.count(everything[at_bound], largest[at_bound])  # something to find where T_u is the bound
             selection.narrow()
@@ -76,17 +70,3 @@ class Thresholds(Stage):
 
     def _rank(self, job: Job, layer: LayerJob) -> int:
         return rank_of_threshold(self.quantile, job.manifest.num_images * layer.layer.cells)
-
-
-class _TailCells:
-    """Every shard's cells above the bounds, as often as they are asked for; few are read once and kept."""
-
-    def __init__(self, job: Job, layer: LayerJob, count: int) -> None:
-        self._job, self._layer = job, layer
-        self._kept = list(self._read()) if count <= MOST_CELLS_KEPT else None
-
-    def __iter__(self) -> Iterator[TailCells]:
-        return self._read() if self._kept is None else iter(self._kept)
-
-    def _read(self) -> Iterator[TailCells]:
-        return read_ahead(lambda shard: read_tail_cells(self._job, self._layer, shard), self._job.shards)

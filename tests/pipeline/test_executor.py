@@ -124,6 +124,44 @@ def test_the_next_shard_is_read_while_one_is_computed(executor: Executor, tmp_pa
         assert all(end <= start for (_, end), (start, _) in pairwise(mine))
 
 
+def _slow_writes(folder: Path) -> Worker:
+    work = _build(folder, lambda folder, shard: time.sleep(0.1))
+
+    def write(shard: Shard, square: int) -> int:
+        start = time.time()
+        time.sleep(0.1)
+        if shard.index == 2:
+            raise OSError("no space left")
+        with (folder / "trace").open("a") as file:
+            file.write(f"{shard.name} write {start} {time.time()}\n")
+        return work.write(shard, square)
+
+    return Worker(work.read, work.compute, write)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_one_shard_is_written_while_the_next_is_computed(tmp_path: Path, window: int):
+    seen: list[str] = []
+    threads: set[int] = set()
+
+    def on_report(report: ShardReport) -> None:
+        seen.append(report.shard.name)
+        threads.add(threading.get_ident())
+
+    executor = make_executor(Cluster(executor="inline", window=window))
+    with pytest.raises(ShardsFailed, match="1 of 6 shards failed(.|\n)*s2: OSError: no space left"):
+        executor.run(partial(_slow_writes, tmp_path), _shards(6), title="writes", on_report=on_report)
+    assert seen == ["s0", "s1", "s3", "s4", "s5"]
+    assert threads == {threading.get_ident()}
+    assert _done(tmp_path) == _names(0, 1, 3, 4, 5)
+    spans = {line[0]: (float(line[2]), float(line[3])) for line in _trace(tmp_path, "write")}
+    computes = [(float(line[2]), float(line[3])) for line in _trace(tmp_path, "compute")]
+    overlaps = [min(e, end) - max(s, start) for s, e in spans.values() for start, end in computes]
+    assert (sum(overlap > 0.05 for overlap in overlaps) >= 2) == (window == 2)
+    ordered = sorted(spans.values())
+    assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
+
+
 def _reject_odd(folder: Path, shard: Shard) -> None:
     if shard.index % 2:
         raise InputError(f"image {shard.index} is no JPEG")
