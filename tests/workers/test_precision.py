@@ -15,10 +15,16 @@ def switches() -> list[str]:
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
 def test_rounding_is_switched_for_the_while_and_put_back(precision, expected):
-    before = switches()
-    with pytest.raises(KeyError), rounding(precision):
-        assert switches() == [expected] * 3
-        raise KeyError
+    before, inside = switches(), []
+
+    def fail() -> None:
+        with rounding(precision):
+            inside.extend(switches())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside == [expected] * 3
     assert switches() == before
 
 
