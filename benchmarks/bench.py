@@ -68,14 +68,19 @@ class Bench:
     threads: int = 1
     device: str = "cpu"
     photographs: Path | None = None
+    _drawn: dict[int, Path] = field(default_factory=dict)
     _ingested: dict[tuple[Path, int | None, int], Path] = field(default_factory=dict)
 
     def source(self, images: int) -> Path:
         """A Broden folder that holds at least so many images."""
         if self.photographs is not None:
             return self.photographs
-        folder = self.folder / f"scenes-{images}"
-        return folder if folder.exists() else draw_scenes(folder, images)
+        enough = [folder for number, folder in self._drawn.items() if number >= images]
+        if not enough:
+            number = max(images, self.images)
+            self._drawn[number] = draw_scenes(self.folder / f"scenes-{number}", number)
+            enough = [self._drawn[number]]
+        return enough[0]
 
     def ingested(self, images: int, source: Path | None = None, shard_size: int = 64) -> Path:
         """A store that holds so many images of a source as the data set `bench`, and nothing else."""

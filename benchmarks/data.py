@@ -145,8 +145,11 @@ def _multiply(source: Path, target: Path, image: str, entry: str, part: Part) ->
     for number in np.unique(labels[labels > 0]).tolist():
         mask = labels == number
         changed[mask] = (number * TIMES + part(image, number, labels))[mask]
-    _write_plane(target / "images" / entry, changed)
-    return entry
+    written = (
+        f"{image.rpartition('.')[0]}/{entry.replace('/', '-')}"  # images may share a plane, but not what becomes of it
+    )
+    _write_plane(target / "images" / written, changed)
+    return written
 
 
 def _renamed(row: dict[str, str], k: int) -> dict[str, str]:

@@ -51,5 +51,5 @@ def _compare(bench: Bench, network: Network, layers: str, images: int, bar: Bar 
     yield Figure(f"share of decode (overlapped), {what}", ratios([one.decode_seconds for one in passed], seconds), "%")
     for stage in dissected[0].stages:
         yield Figure(f"share of stage {stage}, {what}", ratios([one.stages[stage] for one in dissected], seconds), "%")
-    before = [one.seconds - sum(one.stages.values()) for one in dissected]
-    yield Figure(f"share of what comes before the stages, {what}", ratios(before, seconds), "%")
+    before = tuple(one.seconds - sum(one.stages.values()) for one in dissected)
+    yield Figure(f"before the first stage, for any number of images, {what}", before, "s")

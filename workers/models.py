@@ -116,6 +116,12 @@ class LoadedModel:
     weights_sha256: str
     description: str
 
+    def apart(self) -> "LoadedModel":
+        """The same network with modules of its own, so that hooks on it are too; weights and buffers are shared."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        shared = {id(tensor): tensor for tensor in tensors}
+        return replace(self, module=copy.deepcopy(self.module, shared))
+
     def on(
         self, device: str, precision: Precision = "float32", memory_format: MemoryFormat = "contiguous"
     ) -> "LoadedModel":
@@ -212,7 +218,7 @@ def load_once(
         if loaded is None or weights_sha256 not in (None, loaded.weights_sha256):
             _last.clear()  # before, so that the old one does not lie beside the new one
             loaded = _last[key] = load(spec, read)
-        return loaded
+        return loaded.apart()  # runs in other threads put their hooks on it
 
 
 def keep(loaded: LoadedModel, spec: ModelSpec, place: str) -> None:

@@ -62,7 +62,7 @@ class Record(Stage):
 
     def choices(self, job: Job) -> dict[str, Choice]:
         """One pass or two, for every layer."""
-        return choose([_estimate(job, layer) for layer in job.layers.values()], self.passes, self.staging_gib * GIB)
+        return choose([estimate(job, layer) for layer in job.layers.values()], self.passes, self.staging_gib * GIB)
 
     def build(self, job: Job) -> Worker:
         bounds = {name: self.bounds(job, layer).to(job.device) for name, layer in job.layers.items()}
@@ -156,7 +156,7 @@ def _read_bounds(job: Job, layer: LayerJob) -> pa.Table:
     return job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
 
 
-def _estimate(job: Job, layer: LayerJob) -> Estimate:
+def estimate(job: Job, layer: LayerJob) -> Estimate:
     """What a layer costs, from what the pilot saw."""
     bounds = _read_bounds(job, layer)
     metadata = bounds.schema.metadata

@@ -91,7 +91,7 @@ def test_concepts_run_no_network_in_a_round(bench):
     names = list(by_name(list(concepts(bench, MININET))))
     numbers = [int(re.search(r"(\d+) concepts", name).group(1)) for name in names]  # pyright: ignore
     assert numbers[0] == 4
-    assert numbers[1] > 20
+    assert numbers[1] > 2 * numbers[0]  # so few images hold a concept that there are no ten of each
     assert numbers[2] > 20
 
 

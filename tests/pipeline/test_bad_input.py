@@ -257,6 +257,8 @@ def test_a_full_disk_during_ingest(small: Small, disk: Path):
 def test_a_full_disk_during_a_run(small: Small, disk: Path):
     store = disk / "store"
     assert raydissect(*small.ingest(store)).code == 0
+    remount(disk, "size=64m")
+    assert raydissect(*small.run(store), "stages=[pilot]").code == 0
     remount(disk, f"size={used_bytes(disk) + 250_000}")
     ended = raydissect(*small.run(store))
     assert_refused(ended, 1, "shards failed; the others are done and kept", "No space left on device")

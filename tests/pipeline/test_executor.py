@@ -149,7 +149,7 @@ def test_one_shard_is_written_while_the_next_is_computed(tmp_path: Path, window:
         threads.add(threading.get_ident())
 
     executor = make_executor(Cluster(executor="inline", window=window))
-    with pytest.raises(ShardsFailed, match="1 of 6 shards failed(.|\n)*s2: OSError: no space left"):
+    with pytest.raises(ShardsFailed, match=r"1 of 6 shards failed(.|\n)*s2: OSError: no space left"):
         executor.run(partial(_slow_writes, tmp_path), _shards(6), title="writes", on_report=on_report)
     assert seen == ["s0", "s1", "s3", "s4", "s5"]
     assert threads == {threading.get_ident()}
@@ -160,6 +160,28 @@ def test_one_shard_is_written_while_the_next_is_computed(tmp_path: Path, window:
     assert (sum(overlap > 0.05 for overlap in overlaps) >= 2) == (window == 2)
     ordered = sorted(spans.values())
     assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, window: int):
+    def interrupt(folder: Path, shard: Shard) -> None:
+        if shard.index == 3:
+            raise KeyboardInterrupt
+
+    def build() -> Worker:
+        work = _build(tmp_path, interrupt)
+
+        def write(shard: Shard, square: int) -> int:
+            time.sleep(0.1)  # shard 2 is being written when 3 is interrupted
+            return work.write(shard, square)
+
+        return Worker(work.read, work.compute, write)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_executor(Cluster(executor="inline", window=window)).run(build, _shards(6), title="interrupted")
+    assert _done(tmp_path) == _names(0, 1, 2)
+    assert all((tmp_path / f"s{index}").read_text() == f"{(index + 1) ** 2}" for index in range(3))
+    assert not [one for one in threading.enumerate() if one.name.startswith(("reader", "writer"))]
 
 
 def _reject_odd(folder: Path, shard: Shard) -> None:

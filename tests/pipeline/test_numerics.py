@@ -2,10 +2,12 @@
 
 import pytest
 
+from pipeline import subject
 from pipeline.errors import SettingsError
 from pipeline.settings import Cluster
 from pipeline.subject import decode_threads, resolve_device
 from tests import dissect, small
+from workers import models
 
 LAYERS = ("features.4",)
 TABLES = ("thresholds", "tally", "areas", "detectors", "exemplars")
@@ -46,6 +48,22 @@ def test_tables_do_not_depend_on_how_images_are_fed(tmp_path, source, done, sett
     outcome = dissect.ingest_and_run(tmp_path, *small.overrides(source, setting, layers=LAYERS))
     assert {result.study_id for result in dissect.results(done, "record")} == {outcome.study_id}
     small.same_tables(done, tmp_path, *TABLES)
+
+
+@pytest.mark.parametrize("weights", ["random", "file"])
+def test_a_run_loads_its_network_once(tmp_path, source, done, weights, monkeypatch):
+    calls, load = [], models.load
+
+    def counted(spec, read):
+        calls.append(spec)
+        return load(spec, read)
+
+    for module in (models, subject):
+        monkeypatch.setattr(module, "load", counted)
+    monkeypatch.setattr(models, "_last", {})
+    given = [] if weights == "random" else [f"model.weights={small.write_weights(tmp_path / 'own.safetensors', {})}"]
+    dissect.ingest_and_run(tmp_path / "store", *small.overrides(source, *given, layers=LAYERS))
+    assert len(calls) == 1
 
 
 def test_tf32_needs_a_gpu():

@@ -41,6 +41,11 @@ def test_a_finished_store(small: Small):
     (run,) = found.runs
     assert (run["outcome"], run["computed"], run["error"]) == ("done", 7, "")
     assert found.unfinished == []
+    (passes,) = found.passes
+    assert (passes["layer"], passes["passes"]) == (LAYER, "one")
+    assert passes["staged"].endswith(" MB")
+    assert passes["why"].startswith("tail maps take about ")
+    assert "a second forward pass this far takes" in raydissect("status", f"store={small.store}").out
 
 
 def test_a_run_that_died_shows_its_shards(killed: Path):

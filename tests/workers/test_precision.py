@@ -56,8 +56,10 @@ def loads(monkeypatch):
 
 def test_a_network_is_loaded_once_a_process(loads):
     first = load_once(MININET, lambda _: b"", "here")
-    assert load_once(MININET, lambda _: b"", "here", first.weights_sha256) is first
+    second = load_once(MININET, lambda _: b"", "here", first.weights_sha256)
     assert loads == [MININET]
+    pairs = list(zip(first.module.parameters(), second.module.parameters(), strict=True))
+    assert all(one is other for one, other in pairs)
     load_once(MININET, lambda _: b"", "elsewhere")
     load_once(MININET, lambda _: b"", "here")
     assert len(loads) == 3  # only the last is kept
@@ -72,8 +74,16 @@ def test_a_network_with_other_weights_than_wanted_is_loaded_again(loads):
 def test_a_network_that_was_loaded_elsewhere_can_be_kept(loads):
     loaded = load(MININET, lambda _: b"")
     keep(loaded, MININET, "here")
-    assert load_once(MININET, lambda _: b"", "here") is loaded
+    assert load_once(MININET, lambda _: b"", "here").weights_sha256 == loaded.weights_sha256
     assert loads == []
+
+
+def test_hooks_of_one_user_are_not_another_users(loads):
+    first, second = (load_once(MININET, lambda _: b"", "here") for _ in range(2))
+    called = []
+    with first.module.register_forward_hook(lambda *_: called.append("first")):
+        second.module(torch.zeros(1, 3, second.preprocessing.height, second.preprocessing.width))
+    assert called == []
 
 
 def test_normalizing_leaves_its_input_alone():

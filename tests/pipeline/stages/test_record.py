@@ -1,6 +1,9 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.stages import record
+from pipeline.stages.record import estimate, read_choice
 from pipeline.stages.tails import read_tail_maps, read_top_images, read_unit_statistics
 from tests import dissect, small
 
@@ -67,3 +70,52 @@ def test_layers_row(store):
     assert (row["num_units"], row["height"], row["width"], row["num_images"]) == (64, 13, 13, 13)
     assert (row["stride_y"], row["stride_x"]) == (8, 8)
     assert table.loc["classifier.2", ["stride_y", "field_y"]].isna().all()
+
+
+def test_what_a_record_began_with_stays(tmp_path, source):
+    """Its shards are all with maps, or all without."""
+    chosen = small.overrides(source, layers=("features.4",))
+    dissect.ingest_and_run(tmp_path, *chosen, "stages=[pilot]")
+    for passes in ("two", "one"):
+        stage, job = small.job_of("record", tmp_path, *chosen, f"passes={passes}")
+        stage.prepare(job)
+        choice = read_choice(job.store, job.layers["features.4"].result_id)
+        assert (choice.passes, choice.reason) == ("two", "passes=two was asked for")
+
+
+def test_weighs_what_the_pilot_saw(tmp_path, source, recorded):
+    chosen = small.overrides(source, layers=("features.4",))
+    dissect.ingest_and_run(tmp_path, *chosen, "stages=[pilot]")
+    for limit, expected in (("1", "one"), ("0", "two")):
+        stage, job = small.job_of("record", tmp_path, *chosen, f"staging_gib={limit}")
+        (choice,) = stage.choices(job).values()
+        assert choice.passes == expected
+    stage, job = small.job_of("record", tmp_path, *chosen)
+    activation = recorded.activations["features.4"]
+    bound = stage.bounds(job, job.layers["features.4"]).numpy()
+    active = int((activation.max((2, 3)) > bound).sum())  # the pilot sees all of so few images
+    assert estimate(job, job.layers["features.4"]).bytes == active * activation[0, 0].size * 4
+
+
+def test_top_images_do_not_depend_on_when_the_others_are_dropped(monkeypatch):
+    generator = np.random.default_rng(0)
+    parts = [
+        pa.table(
+            {
+                "unit": generator.integers(0, 3, 50),
+                "image_id": np.arange(50) + start,
+                "max": generator.integers(0, 9, 50),
+            }
+        )
+        for start in range(0, 500, 50)
+    ]
+    found = []
+    for most in (1, 100, 10**6):
+        monkeypatch.setattr(record, "MOST_TOP_ROWS", most)
+        tops = record._TopImages(7)
+        for part in parts:
+            tops.add(part)
+        found.append(tops.table())
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+    assert len(found[0]) == 3 * 7
