@@ -27,8 +27,9 @@ class Numerics(BaseModel):
     cpu_capability: str
     threads: int
     batch_size: int
-    precision: Precision
-    memory_format: MemoryFormat
+    tf32: bool
+    precision: Precision = "float32"
+    memory_format: MemoryFormat = "contiguous"
 
     @classmethod
     def here(cls, device: str, cluster: Cluster, batch_size: int) -> "Numerics":
@@ -40,6 +41,7 @@ class Numerics(BaseModel):
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             threads=cluster.threads,
             batch_size=batch_size,
+            tf32=cluster.precision == "tf32",
             precision=cluster.precision,
             memory_format=cluster.memory_format,
         )
@@ -63,7 +65,8 @@ class Study(BaseModel):
     @cached_property
     def forward_id(self) -> str:
         """What the forward pass depends on: no labels, so that new labels reuse it."""
-        return digest([self.model, self.weights_sha256, self.preprocessing, self.images_id, self.numerics.model_dump()])
+        numerics = self.numerics.model_dump(exclude_defaults=True)  # fields that are newer than studies have defaults
+        return digest([self.model, self.weights_sha256, self.preprocessing, self.images_id, numerics])
 
     @cached_property
     def study_id(self) -> str:

@@ -5,6 +5,7 @@ import pytest
 from pipeline import subject
 from pipeline.errors import SettingsError
 from pipeline.settings import Cluster
+from pipeline.study import Study, list_studies
 from pipeline.subject import decode_threads, resolve_device
 from tests import dissect, small
 from workers import models
@@ -77,3 +78,14 @@ def test_decoding_takes_the_cores_that_computing_leaves():
     assert decode_threads(Cluster(executor="ray", cpus_per_worker=1, threads=1), "cpu") == 1
     assert decode_threads(Cluster(executor="ray", cpus_per_worker=4, threads=1), "cuda") == 4
     assert decode_threads(Cluster(executor="ray", cpus_per_worker=64), "cuda") == 8
+
+
+def test_a_study_from_before_there_was_a_choice_keeps_its_id(done):
+    """Its numerics name neither precision nor memory format."""
+    (study,) = list_studies(small.open_store(done)).values()
+    old = study.model_dump()
+    for name in ("precision", "memory_format"):
+        del old["numerics"][name]
+    assert Study.model_validate(old).study_id == study.study_id
+    changed = {**old, "numerics": {**old["numerics"], "precision": "bfloat16"}}
+    assert Study.model_validate(changed).study_id != study.study_id

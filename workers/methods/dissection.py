@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
+from workers.nn.flags import places_of
+
 MaskOrder = Literal["upsample_first", "threshold_first"]
 
 EXACT_IN_FLOAT32 = 2**24
@@ -244,23 +246,14 @@ def _active_quads(
     _, h, w = above.shape
     height, width = len(rows.first) + 1, len(columns.first) + 1  # the last gap stands for all without pixels
     active = torch.zeros(len(above), height, width, dtype=torch.bool, device=above.device)
-    cell = _nonzero(above.flatten())
+    cell = places_of(above.flatten())
     of_map, i, j = cell // (h * w), cell // w % h, cell % w
     for row in (rows.places[i], rows.places[i + 1]):
         for column in (columns.places[j], columns.places[j + 1]):
             active.view(-1).index_fill_(0, (of_map * height + row) * width + column, True)
     active[:, -1] = active[:, :, -1] = False
-    quad = _nonzero(active.view(-1))
+    quad = places_of(active.view(-1))
     return quad // (height * width), quad // width % height, quad % width
-
-
-def _nonzero(flags: Bool[Tensor, " flag"]) -> Int64[Tensor, " place"]:
-    """As `nonzero`, many times as fast where few flags are set, for it looks at eight of them together."""
-    whole = len(flags) // 8 * 8
-    eights = flags[:whole].view(-1, 8)
-    some = eights.view(torch.int64).flatten().nonzero().flatten()
-    which, bit = eights.index_select(0, some).nonzero(as_tuple=True)
-    return torch.cat([some[which] * 8 + bit, flags[whole:].nonzero().flatten() + whole])
 
 
 def _select(values: Shaped[Tensor, "*kind place"], places: Int64[Tensor, " chosen"]) -> Shaped[Tensor, "*kind chosen"]:

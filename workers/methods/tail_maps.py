@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from workers.nn.flags import places_of
+
 
 @dataclass
 class UnitStatistics:
@@ -99,15 +101,14 @@ def cut_tail(
         bound: B_u.
         keep_maps: False leaves the maps out: their images, units and maxima are kept, and the cells above.
     """
-    maps, cells = [], []
+    maps, cells, num_cells = [], [], activation[0, 0].numel()
     num_at = torch.zeros(len(bound), dtype=torch.int64)
     for start, part in portions(activation):
         tail = maps_above(part, bound)
         level = bound[tail.unit][:, None]
-        row, cell = (tail.map > level).nonzero(as_tuple=True)
-        cells.append(TailCells(tail.unit[row].cpu(), tail.map[row, cell].cpu()))
-        num_at.index_add_(0, tail.unit.cpu(), (tail.map == level).sum(1).cpu())
-        num_at += _cells_at(part, bound)
+        above, at = (places_of(flags.flatten()) for flags in (tail.map > level, tail.map == level))
+        cells.append(TailCells(tail.unit[above // num_cells].cpu(), tail.map.view(-1)[above].cpu()))
+        num_at += torch.bincount(tail.unit[at // num_cells], minlength=len(bound)).cpu() + _cells_at(part, bound)
         kept = tail.map if keep_maps else tail.map[:, :0]
         maps.append(TailMaps((start + tail.image).cpu(), tail.unit.cpu(), tail.max.cpu(), kept.cpu()))
     every = activation.flatten(2)  # image unit cell

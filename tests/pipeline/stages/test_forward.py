@@ -77,8 +77,12 @@ def test_an_overflow_of_float16_names_the_setting(job):
         record_layers(job, model, pictures, lambda *_: None)
 
 
-def test_the_network_is_shared_until_its_weights_are_others(job, monkeypatch):
-    assert job.load_model().module is job.load_model().module
+def test_weights_are_shared_until_they_are_others_and_modules_never(job, monkeypatch):
+    """Runs in other threads put their hooks on modules of their own."""
+    first, second = (job.load_model().module for _ in range(2))
+    assert not set(first.modules()) & set(second.modules())
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert one is other
     stale = replace(job, study=job.study.model_copy(update={"weights_sha256": "0" * 64}))
     for process in ("this one", "a new one"):
         if process == "a new one":
