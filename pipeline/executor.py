@@ -15,10 +15,13 @@ import torch
 
 from pipeline.ledger import Build, Ledger, OnReport, build_failed
 from pipeline.settings import Cluster
-from workers.process import Failure, describe_hardware, report_of
+from workers.process import Failure, cores_here, describe_hardware, report_of
 from workers.worker import Shard, ShardReport, Stopwatch, Worker
 
 logger = logging.getLogger("raydissect")
+
+MOST_LANES = 4
+"""Shards that this process works on at a time at the most: each takes memory, and Python lets one thread run."""
 
 
 class Executor(Protocol):
@@ -61,8 +64,9 @@ def make_executor(cluster: Cluster) -> Executor:
 class InlineExecutor:
     """One worker in this process: no Ray, breakpoints work.
 
-    Reads the next shard and writes the one before while it computes, each on a thread of its own; with
-    `cluster.window=1` it does one thing at a time.
+    Reads the next shard and writes the one before while it computes, each on a thread of its own. Where computing
+    need not be alone, it works on as many shards at a time as there are cores for. With `cluster.window=1` it does
+    one thing at a time.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -90,10 +94,13 @@ class InlineExecutor:
             if self._cluster.window == 1:
                 for shard in shards:
                     ledger.add(phases.write(phases.compute(phases.read(shard))))
-            else:
-                with _helper("reader", threads) as reader, _helper("writer", threads) as writer:
+            elif worker.alone:
+                with _helpers("reader", threads) as reader, _helpers("writer", threads) as writer:
                     for outcome in _overlap(phases, shards, reader, writer):
                         ledger.add(outcome)
+            else:
+                for outcome in _side_by_side(phases, shards, _lanes(threads), threads):
+                    ledger.add(outcome)
         return ledger.close()
 
 
@@ -113,6 +120,21 @@ def _overlap(
         written = writer.submit(phases.write, shard)
     if written is not None:
         yield written.result()
+
+
+def _side_by_side(
+    phases: "_Phases", shards: Sequence[Shard], lanes: int, threads: int
+) -> Iterator[ShardReport | Failure]:
+    """Work on several shards at a time, each from its first phase to its last on one thread."""
+    with _helpers("lane", threads, lanes) as pool:
+        try:
+            yield from pool.map(lambda shard: phases.write(phases.compute(phases.read(shard))), shards)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an interrupt, those that have not begun
+
+
+def _lanes(threads: int) -> int:
+    return min(max(1, cores_here() // threads), MOST_LANES)
 
 
 @dataclass
@@ -150,9 +172,9 @@ class _Phases:
         return one.failure or report_of(one.shard, one.watch, one.value, "inline", self._hardware)
 
 
-def _helper(name: str, threads: int) -> ThreadPoolExecutor:
-    """One thread; torch counts its threads for each thread that calls it."""
-    return ThreadPoolExecutor(1, name, torch.set_num_threads, (threads,))
+def _helpers(name: str, threads: int, number: int = 1) -> ThreadPoolExecutor:
+    """Threads of this process; torch counts its own for each thread that calls it."""
+    return ThreadPoolExecutor(number, name, torch.set_num_threads, (threads,))
 
 
 @contextmanager

@@ -110,7 +110,9 @@ class _RayPool:
         return self._actor_class.remote()
 
     def start(self, actor: Any, name: str) -> Any:
-        return actor.start.remote(self._build, self._title, name, self._cluster.threads)
+        threads = self._cluster.threads
+        lanes = max(1, math.floor(self._cluster.cpus_per_worker / threads))
+        return actor.start.remote(self._build, self._title, name, threads, lanes)
 
     def process(self, actor: Any, shard: Shard) -> Any:
         return actor.process.remote(shard)

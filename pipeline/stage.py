@@ -31,6 +31,9 @@ from workers.worker import Shard, Worker
 READ_AHEAD = 8
 """How many staging files are read while one is used."""
 
+WRITTEN_AT_ONCE = 4
+"""How many files of a shard are written at a time."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -180,7 +183,7 @@ class Stage(Settings):
             publish(job.store, result, reduced.tables)
             return sum(table.nbytes for table in reduced.tables.values())
 
-        return Worker(read, lambda layer: self.reduce(job, layer), write)
+        return Worker(read, lambda layer: self.reduce(job, layer), write, alone=False)
 
 
 @dataclass(frozen=True)
@@ -200,13 +203,25 @@ def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:
     """Writes a shard's tables, one a layer, each of which marks the shard done for its layer."""
 
     def write(shard: Shard, tables: dict[str, pa.Table]) -> int:
-        files = [
-            stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", table)
-            for layer, table in tables.items()
-        ]
-        return sum(file.bytes for file in files)
+        def write_layer(layer: str) -> int:
+            return stage_table(job.store, job.layers[layer].result_id, f"{shard.name}.arrow", tables[layer]).bytes
+
+        return sum(at_once(write_layer, tables))
 
     return write
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def at_once(function: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """Call `function` with every item, several at a time, and wait for all; for files, whose store may answer late."""
+    items = list(items)
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), WRITTEN_AT_ONCE), "writer") as pool:
+        return list(pool.map(function, items))
 
 
 def staged_tables(

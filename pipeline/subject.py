@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -19,6 +18,7 @@ from pipeline.train import EPOCHS, train
 from schemas import Manifest
 from workers.models import ModelSpec, keep, load, load_once
 from workers.nn.layers import expand_layers, layer_table
+from workers.process import cores_here
 from workers.training import Epoch
 from workers.weights import is_file
 
@@ -139,12 +139,6 @@ def decode_threads(cluster: Cluster, device: str) -> int:
     """Threads that decode a worker's images: as many as leave the computing its own, on a GPU all."""
     if cluster.decode_threads is not None:
         return cluster.decode_threads
-    cores = _cores_here() if cluster.executor == "inline" else math.ceil(cluster.cpus_per_worker)
+    cores = cores_here() if cluster.executor == "inline" else math.ceil(cluster.cpus_per_worker)
     spare = cores if device == "cuda" else cores - cluster.threads
     return min(max(spare, 1), MOST_DECODERS)
-
-
-def _cores_here() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

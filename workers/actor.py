@@ -1,6 +1,7 @@
 """The one Ray actor: reads the next shard on another thread while the current one is computed.
 
-The executor gives it `max_concurrency` threads and as many shards; a lock lets one of them compute.
+The executor gives it `max_concurrency` threads and as many shards; a lock lets one of them compute, or as
+many as it has cores for where a stage's computing need not be alone.
 It holds a worker and nothing that would be missed: whatever is worth keeping is in the store.
 """
 
@@ -21,10 +22,7 @@ class ShardActor:
     Ray or the process is at fault.
     """
 
-    def __init__(self) -> None:
-        self._computing = threading.Lock()
-
-    def start(self, build: bytes, stage: str, name: str, threads: int) -> str | Failure:
+    def start(self, build: bytes, stage: str, name: str, threads: int, lanes: int = 1) -> str | Failure:
         """Build the worker, in place of the one there was.
 
         Args:
@@ -32,6 +30,7 @@ class ShardActor:
             stage: what metrics are tagged with.
             name: what reports call this actor.
             threads: torch threads to compute with.
+            lanes: how many shards may be computed at once where the worker allows it.
 
         Returns:
             The hardware it found, or why the worker could not be built.
@@ -42,12 +41,13 @@ class ShardActor:
             self._worker: Worker = pickle.loads(build)()
         except Exception as error:
             return Failure.of(error)
+        self._computing = threading.Semaphore(1 if self._worker.alone else lanes)
         self._hardware = describe_hardware()
         self._metrics = _Metrics(stage)
         return self._hardware
 
     def process(self, shard: Shard) -> ShardReport | Failure:
-        """Read, compute and write one shard; computing waits until no other shard computes."""
+        """Read, compute and write one shard; computing waits for others as the worker wants it."""
         torch.set_num_threads(self._threads)  # counts for the calling thread only
         watch = Stopwatch()
         try:

@@ -1,5 +1,6 @@
 """What every executor needs to work on a shard: how it can fail, and on what it ran. No Ray here."""
 
+import os
 import traceback
 from dataclasses import dataclass
 
@@ -52,6 +53,13 @@ def report_of(shard: Shard, watch: Stopwatch, bytes_written: int, worker: str, h
         worker=worker,
         hardware=hardware,
     )
+
+
+def cores_here() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def describe_hardware() -> str:

@@ -38,13 +38,15 @@ class Worker:
 
     Attributes:
         read: shard -> what `compute` needs; may run on another thread, ahead of time.
-        compute: that -> outputs; runs alone, on the device.
+        compute: that -> outputs, on the device.
         write: shard, outputs -> bytes written; each file appears whole or not at all.
+        alone: whether `compute` must not run for two shards at once, as one that runs the network.
     """
 
     read: Callable[[Shard], Any]
     compute: Callable[[Any], Any]
     write: Callable[[Shard, Any], int]
+    alone: bool = True
 
     def __call__(self, shard: Shard) -> Any:
         """Read and compute, without writing: what tests call."""

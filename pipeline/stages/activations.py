@@ -10,20 +10,23 @@ from torch import Tensor
 
 from pipeline.errors import StoreError
 from pipeline.results import staging_path
-from pipeline.stage import Job, LayerJob, stage_table
+from pipeline.stage import Job, LayerJob, at_once, stage_table
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from workers.worker import Shard
 
 ACTIVATION = ".activation.arrow"
 
+Kept = dict[str, list[Tensor]]
+"""Activations by layer, batch by batch: image unit h w."""
+
 
 @dataclass(frozen=True)
 class KeptActivations:
-    """What the pilot left of a shard, by layer: image unit h w."""
+    """What the pilot left of a shard."""
 
     shard: Shard
     image_ids: list[int]
-    activations: dict[str, Tensor]
+    activations: Kept
 
 
 class ActivationSource:
@@ -36,12 +39,10 @@ class ActivationSource:
 
     def read(self, shard: Shard) -> Pictures | KeptActivations:
         """What the pilot left of all the shard's layers, or its images."""
-        kept = {}
-        for name in shard.layers:
-            activation = _read_activation(self._job, self._job.layers[name], shard)
-            if activation is None:
-                return self._decode(shard)
-            kept[name] = activation
+        found = at_once(lambda name: _read_activation(self._job, self._job.layers[name], shard), shard.layers)
+        kept = {name: batches for name, batches in zip(shard.layers, found, strict=True) if batches is not None}
+        if len(kept) < len(shard.layers):
+            return self._decode(shard)
         return KeptActivations(shard, list(range(shard.first_image, shard.first_image + shard.rows)), kept)
 
     def each(self, source: Pictures | KeptActivations, on_activation: Callable[[str, int, Tensor], None]) -> None:
@@ -50,26 +51,28 @@ class ActivationSource:
             record_layers(self._job, self._model, source, on_activation)
             return
         step = self._job.manifest.batch_size
-        for start in range(0, len(source.image_ids), step):
-            for name, activation in source.activations.items():
-                on_activation(name, start, activation[start : start + step].to(self._job.device))
+        for place, start in enumerate(range(0, len(source.image_ids), step)):
+            for name, batches in source.activations.items():
+                on_activation(name, start, batches[place].to(self._job.device))
 
 
-def keep_activation(job: Job, layer: LayerJob, shard: Shard, activation: Tensor) -> int:
-    """Leave a shard's whole activation (image unit h w) in the pilot's staging; bytes written."""
-    cells = pa.array(activation.flatten().numpy())
-    maps = pa.FixedSizeListArray.from_arrays(cells, layer.layer.cells)
+def keep_activation(job: Job, layer: LayerJob, shard: Shard, batches: list[Tensor]) -> int:
+    """Leave a shard's whole activation in the pilot's staging, a batch after another; bytes written."""
+    cells = [pa.array(batch.flatten().numpy()) for batch in batches]
+    maps = pa.chunked_array([pa.FixedSizeListArray.from_arrays(batch, layer.layer.cells) for batch in cells])
     return stage_table(job.store, layer.result_id, _activation_file(shard), pa.table({"map": maps})).bytes
 
 
-def _read_activation(job: Job, layer: LayerJob, shard: Shard) -> Tensor | None:
+def _read_activation(job: Job, layer: LayerJob, shard: Shard) -> list[Tensor] | None:
+    """Batch by batch, as the pilot had them; None where there is nothing of the shard's length."""
     path = staging_path(layer.inputs["pilot"].result_id, _activation_file(shard))
     try:
-        maps = job.store.read_table(path)["map"].combine_chunks().flatten()
+        maps = job.store.read_table(path)["map"]
     except StoreError:  # none was left, or another run that is done with it has just removed it
         return None
     found = layer.layer
-    return torch.from_numpy(np.array(maps)).view(shard.rows, found.num_units, found.height, found.width)
+    shape = (-1, found.num_units, found.height, found.width)
+    return [torch.from_numpy(np.array(batch.flatten())).view(shape) for batch in maps.chunks]
 
 
 def forget_activations(job: Job, layer: LayerJob) -> None:

@@ -100,7 +100,7 @@ class Exemplars(MaskSettings):
                         )
             return {layer: PARTIAL.cast(pa.Table.from_pylist(r, schema=PARTIAL.schema)) for layer, r in rows.items()}
 
-        return Worker(read, compute, stage_writer(job))
+        return Worker(read, compute, stage_writer(job), alone=source.runs_network)
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         parts = [part for _, _, part in staged_tables(job.store, layer.result_id, self.shards(job), "arrow")]

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, stage_writer, staged_tables
-from pipeline.stages.activations import keep_activation
+from pipeline.stage import Job, LayerJob, Reduced, Stage, at_once, stage_table, stage_writer, staged_tables
+from pipeline.stages.activations import Kept, keep_activation
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from schemas.staging import BOUNDS, PILOT_CELLS
 from workers.methods.dissection import largest, rank_of_threshold
@@ -48,10 +48,10 @@ class Pilot(Stage):
         images = sum(shard.rows for shard in self.shards(job))
 
         @torch.inference_mode()
-        def compute(pictures: Pictures) -> tuple[dict[str, pa.Table], dict[str, Tensor]]:
+        def compute(pictures: Pictures) -> tuple[dict[str, pa.Table], Kept]:
             samples: dict[str, list[Tensor]] = defaultdict(list)
             maxima: dict[str, list[Tensor]] = defaultdict(list)
-            kept: dict[str, list[Tensor]] = defaultdict(list)
+            kept: Kept = defaultdict(list)
             keeps = pictures.shard.index < _shards_kept(job)
             clock = _Clock()
 
@@ -60,7 +60,7 @@ class Pilot(Stage):
                 samples[layer].append(sample_cells(activation, self.cells_per_map).cpu())
                 maxima[layer].append(activation.amax((2, 3)).cpu())
                 if keeps:
-                    kept[layer].append(activation.cpu().clone())
+                    kept[layer].append(activation.cpu() if activation.is_cuda else activation.clone())
                 clock.go_on()
 
             record_layers(job, model, pictures, keep)
@@ -78,14 +78,14 @@ class Pilot(Stage):
                 tables[layer] = PILOT_CELLS.cast(
                     pa.table(columns), per_image=str(per_image), images=str(images), seconds=seconds
                 )
-            return tables, {layer: torch.cat(parts) for layer, parts in kept.items()}
+            return tables, dict(kept)
 
         mark_done = stage_writer(job)
 
-        def write(shard: Shard, outputs: tuple[dict[str, pa.Table], dict[str, Tensor]]) -> int:
+        def write(shard: Shard, outputs: tuple[dict[str, pa.Table], Kept]) -> int:
             tables, kept = outputs
-            size = sum(keep_activation(job, job.layers[layer], shard, kept[layer]) for layer in kept)
-            return size + mark_done(shard, tables)
+            sizes = at_once(lambda layer: keep_activation(job, job.layers[layer], shard, kept[layer]), kept)
+            return sum(sizes) + mark_done(shard, tables)
 
         return Worker(picture_reader(job, model), compute, write)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.passes import GIB, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, read_ahead, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, Stage, at_once, read_ahead, stage_table, staged_tables
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
 from pipeline.store import Store, StoredFile, to_json
@@ -81,7 +81,7 @@ class Record(Stage):
             return recorded
 
         def write(shard: Shard, recorded: dict[str, "_Recorded"]) -> int:
-            return sum(part.write(job, job.layers[layer], shard) for layer, part in recorded.items())
+            return sum(at_once(lambda layer: recorded[layer].write(job, job.layers[layer], shard), recorded))
 
         return Worker(source.read, compute, write)
 

@@ -53,6 +53,11 @@ class MapSource:
         self._model = None if self._kept == set(job.layers) else job.load_model()
         self._decode = self._model and picture_reader(job, self._model)
 
+    @property
+    def runs_network(self) -> bool:
+        """Whether some maps were not kept."""
+        return self._model is not None
+
     def read(self, shard: Shard) -> "ShardSource":
         """The tail maps of the shard's layers, and its images if some must be made again."""
         kept = {

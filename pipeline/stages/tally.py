@@ -77,7 +77,7 @@ class Tally(MaskSettings):
             source.each(loaded.source, lambda name, maps: tallies[name].add(maps))
             return {name: tally.table() for name, tally in tallies.items()}
 
-        return Worker(read, compute, stage_writer(job))
+        return Worker(read, compute, stage_writer(job), alone=source.runs_network or job.device != "cpu")
 
     def reduce(self, job: Job, layer: LayerJob) -> Reduced:
         permutations = self.null_permutations if job.manifest.num_images > 1 else 0
@@ -184,7 +184,7 @@ class Totals:
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables to publish: of concepts, what is not zero; of categories, all."""
-        met = np.logical_or.reduce([values != 0 for values in self._of_concept.values()])
+        met = self._of_concept["mask_pixels_concept"] != 0  # else there is no intersection
         every = np.ones(next(iter(self._of_category.values())).shape, bool)
         categories = np.asarray(self._index.categories)
         return {
@@ -227,7 +227,8 @@ def _to_rows(splits: tuple[str, ...], index: ConceptIndex, permutation: int, cou
         (by_concept, "concept_id", index.concept_ids),
         (by_category, "category", np.asarray(index.categories)),
     ):
-        filled = torch.stack(list(values.values())).ne(0).any(0).nonzero(as_tuple=True)
+        whole = list(values.values())[-1]  # where these mask pixels are none, there is nothing else
+        filled = whole.nonzero(as_tuple=True)
         split, unit, place = (axis.numpy() for axis in filled)
         columns: dict[str, Any] = {
             "permutation": np.full(len(unit), permutation),

@@ -86,9 +86,15 @@ def portions(activation: Float32[Tensor, "image unit h w"]) -> Iterator[tuple[in
 def maps_above(activation: Float32[Tensor, "image unit h w"], bound: Float32[Tensor, " unit"]) -> TailMaps:
     """A copy of the maps whose maximum exceeds their unit's bound, on the activation's device."""
     cells = activation.flatten(2)  # image unit cell
-    largest = cells.amax(2)  # image unit
+    return _maps_above(cells, cells.amax(2), bound)
+
+
+def _maps_above(
+    cells: Float32[Tensor, "image unit cell"], largest: Float32[Tensor, "image unit"], bound: Float32[Tensor, " unit"]
+) -> TailMaps:
     image, unit = (largest > bound).nonzero(as_tuple=True)
-    return TailMaps(image, unit, largest[image, unit], cells[image, unit])
+    row = image * len(bound) + unit
+    return TailMaps(image, unit, largest.flatten()[row], cells.flatten(0, 1).index_select(0, row))
 
 
 def cut_tail(
@@ -101,26 +107,38 @@ def cut_tail(
         bound: B_u.
         keep_maps: False leaves the maps out: their images, units and maxima are kept, and the cells above.
     """
-    maps, cells, num_cells = [], [], activation[0, 0].numel()
-    num_at = torch.zeros(len(bound), dtype=torch.int64)
-    for start, part in portions(activation):
-        tail = maps_above(part, bound)
-        level = bound[tail.unit][:, None]
-        above, at = (places_of(flags.flatten()) for flags in (tail.map > level, tail.map == level))
-        cells.append(TailCells(tail.unit[above // num_cells].cpu(), tail.map.view(-1)[above].cpu()))
-        num_at += torch.bincount(tail.unit[at // num_cells], minlength=len(bound)).cpu() + _cells_at(part, bound)
-        kept = tail.map if keep_maps else tail.map[:, :0]
-        maps.append(TailMaps((start + tail.image).cpu(), tail.unit.cpu(), tail.max.cpu(), kept.cpu()))
-    every = activation.flatten(2)  # image unit cell
+    parts = [_cut_portion(start, part.flatten(2), bound, keep_maps) for start, part in portions(activation)]
+    statistics = parts[0].statistics
+    for part in parts[1:]:
+        statistics += part.statistics
+    statistics.sum = _sums(activation.flatten(2)).cpu()  # of the batch at once, so that portions have no say
+    cells = [part.cells for part in parts]
     tail_cells = TailCells(torch.cat([part.unit for part in cells]), torch.cat([part.value for part in cells]))
+    return Cut(concatenate([part.maps for part in parts]), tail_cells, statistics)
+
+
+def _cut_portion(
+    start: int, cells: Float32[Tensor, "image unit cell"], bound: Float32[Tensor, " unit"], keep_maps: bool
+) -> Cut:
+    """What `cut_tail` says, of some images, the first of which has the place `start`."""
+    units, num_cells = cells.shape[1:]
+    largest = cells.amax(2)  # image unit
+    tail = _maps_above(cells, largest, bound)
+    reached = places_of((tail.map >= bound[tail.unit][:, None]).flatten())
+    value, unit = tail.map.flatten().index_select(0, reached), tail.unit.index_select(0, reached // num_cells)
+    excess = value > bound.index_select(0, unit)
+    above = excess.nonzero().flatten()
+    num_at = torch.bincount(unit[~excess], minlength=units) + _cells_at(cells, largest, bound)
+    tail_cells = TailCells(unit.index_select(0, above).cpu(), value.index_select(0, above).cpu())
+    maps = tail.map if keep_maps else tail.map[:, :0]
     statistics = UnitStatistics(
-        torch.bincount(tail_cells.unit, minlength=len(bound)),
-        num_at,
-        every.amax(2).amax(0).cpu(),
-        every.amin(2).amin(0).cpu(),
-        every.sum((0, 2), dtype=torch.float64).cpu(),
+        torch.bincount(tail_cells.unit, minlength=units),
+        num_at.cpu(),
+        largest.amax(0).cpu(),
+        cells.amin(2).amin(0).cpu(),
+        torch.zeros(units, dtype=torch.float64),  # of the whole batch, by the caller
     )
-    return Cut(concatenate(maps), tail_cells, statistics)
+    return Cut(TailMaps((start + tail.image).cpu(), tail.unit.cpu(), tail.max.cpu(), maps.cpu()), tail_cells, statistics)
 
 
 def concatenate(parts: Sequence[TailMaps]) -> TailMaps:
@@ -131,12 +149,23 @@ def concatenate(parts: Sequence[TailMaps]) -> TailMaps:
     return TailMaps(*columns)
 
 
-def _cells_at(activation: Tensor, bound: Tensor) -> Int64[Tensor, " unit"]:
-    """Cells equal to the bound in maps that only just reach it, as those of a dead unit do; on the CPU."""
-    cells = activation.flatten(2)  # image unit cell
-    image, unit = (cells.amax(2) == bound).nonzero(as_tuple=True)
+def _cells_at(
+    cells: Float32[Tensor, "image unit cell"], largest: Float32[Tensor, "image unit"], bound: Float32[Tensor, " unit"]
+) -> Int64[Tensor, " unit"]:
+    """Cells equal to the bound in maps that only just reach it, as those of a dead unit do."""
+    image, unit = (largest == bound).nonzero(as_tuple=True)
     at = (cells[image, unit] == bound[unit][:, None]).sum(1)  # map
-    return torch.zeros(len(bound), dtype=torch.int64).index_add_(0, unit.cpu(), at.cpu())
+    return torch.zeros_like(bound, dtype=torch.int64).index_add_(0, unit, at)
+
+
+SUMMED = 2**18
+"""Cells that are widened to float64 at once: they stay in a processor's cache."""
+
+
+def _sums(cells: Float32[Tensor, "image unit cell"]) -> Float64[Tensor, " unit"]:
+    """The sum of every unit's cells, added up image after image, so that it does not depend on `SUMMED`."""
+    few = cells.split(max(1, SUMMED // cells[0].numel()))
+    return torch.cat([part.double().sum(2) for part in few]).cumsum(0)[-1]
 
 
 def first_not_finite(activation: Float32[Tensor, "image unit h w"]) -> tuple[int, int] | None:

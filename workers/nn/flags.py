@@ -11,4 +11,4 @@ def places_of(flags: Bool[Tensor, " flag"]) -> Int64[Tensor, " place"]:
     eights = flags[:whole].view(-1, 8)
     some = eights.view(torch.int64).flatten().nonzero().flatten()
     which, bit = eights.index_select(0, some).nonzero(as_tuple=True)
-    return torch.cat([some[which] * 8 + bit, flags[whole:].nonzero().flatten() + whole])
+    return torch.cat([some.index_select(0, which) * 8 + bit, flags[whole:].nonzero().flatten() + whole])
