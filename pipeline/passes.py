@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 Passes = Literal["auto", "one", "two"]
 
-SECONDS_PER_BYTE = 4e-9
-"""To compress, write, read and unpack a byte of tail maps on one core; 2.5 to 4 were measured on maps of 10 MB and more."""
+SECONDS_PER_BYTE = 1e-8
+"""To find, compress, write, read and unpack a byte of tail maps on one core; about as much was measured on AlexNet."""
+
+KEPT_PER_CELL_ABOVE = 4.3
+"""Cells kept for every cell above its bound, it and its neighbors; 3.6 to 4.6 were measured on AlexNet and SqueezeNet."""
 
 GIB = 2**30
 
@@ -23,7 +26,7 @@ class Estimate:
 
     Attributes:
         layer: its name.
-        bytes: of tail maps to keep: active pairs of image and unit as the pilot saw them, times the grid.
+        bytes: of tail maps to keep.
         seconds: of one worker's forward pass up to the layer, as the pilot took.
     """
 

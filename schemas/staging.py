@@ -61,7 +61,7 @@ TOP_IMAGES = Table(
 TAIL_CELLS = Table(
     "tail_cells",
     1,
-    pa.schema([UNIT, column("cells", pa.list_(pa.float32()), "the shard's cells above the unit's bound")]),
+    pa.schema([UNIT, column("cells", pa.large_list(pa.float32()), "the shard's cells above the unit's bound")]),
 )
 
 
@@ -70,7 +70,18 @@ def tail_maps(cells: int | None) -> Table:
 
     None leaves out the maps themselves, where a second forward pass makes them again.
     """
-    kept = [] if cells is None else [column("map", pa.list_(pa.float32(), cells), "the raw map, row-major")]
+    kept = (
+        []
+        if cells is None
+        else [
+            column(
+                "kept", pa.binary(-(-cells // 8)), "which cells were kept: a bit each, row-major, the first highest"
+            ),
+            column(
+                "cells", pa.large_list(pa.float32()), "these cells: all above the unit's bound, and their neighbors"
+            ),
+        ]
+    )
     return Table(
         "tail_maps",
         1,

@@ -146,6 +146,16 @@ def axes(
     raise ValueError(f"upsampling is {upsampling!r} with geometry {geometry}: resize, or receptive_field and one")
 
 
+def beside(flags: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Cells that are flagged, or that one of the eight around them is."""
+    height, width = flags.shape
+    found = np.zeros_like(flags)
+    for i in range(height):
+        for j in range(width):
+            found[i, j] = flags[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].any()
+    return found
+
+
 def mask(
     activation: Float32[np.ndarray, "h w"],
     threshold: float,

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.columns import to_tensor
-from pipeline.passes import GIB, Choice, Estimate, Passes, choose
+from pipeline.passes import GIB, KEPT_PER_CELL_ABOVE, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
 from pipeline.stage import Job, LayerJob, Reduced, Stage, at_once, read_ahead, stage_table, staged_tables
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
 from pipeline.store import Store, StoredFile, to_json
 from schemas.staging import TAIL_CELLS, TOP_IMAGES, UNIT_STATISTICS, tail_maps
-from workers.methods.tail_maps import Cut, TailCells, TailMaps, UnitStatistics, cut_tail
+from workers.methods.tail_maps import Cut, SparseMaps, TailCells, UnitStatistics, concatenate, cut_tail
 from workers.worker import Shard, Worker
 
 logger = logging.getLogger("raydissect")
@@ -157,13 +157,14 @@ def _read_bounds(job: Job, layer: LayerJob) -> pa.Table:
 
 
 def estimate(job: Job, layer: LayerJob) -> Estimate:
-    """What a layer costs, from what the pilot saw."""
+    """What a layer costs, from what the pilot saw: a bit for every cell of a tail map, a float for those kept."""
     bounds = _read_bounds(job, layer)
     metadata = bounds.schema.metadata
-    share = job.manifest.num_images / int(metadata[b"images"])
-    tail_maps = share * int(bounds["active"].to_numpy().sum())
-    seconds = job.manifest.num_images * float(metadata[b"seconds"])
-    return Estimate(layer.layer.name, round(tail_maps * layer.layer.cells * 4), seconds)
+    images, found = job.manifest.num_images, layer.layer
+    cells = images / int(metadata[b"images"]) * int(bounds["active"].to_numpy().sum()) * found.cells  # of tail maps
+    above = layer.inputs["pilot"].settings["tail_quantile"] * images * found.num_units * found.cells
+    size = cells / 8 + 4 * min(cells, KEPT_PER_CELL_ABOVE * above)
+    return Estimate(found.name, round(size), images * float(metadata[b"seconds"]))
 
 
 @dataclass
@@ -175,7 +176,7 @@ class _Recorded:
 
     def __post_init__(self) -> None:
         self.statistics = UnitStatistics.none(len(self.bound))
-        self.tails: list[TailMaps] = []
+        self.tails: list[SparseMaps] = []
         self.cells: list[TailCells] = []
         self.images: list[np.ndarray] = []
 
@@ -201,21 +202,20 @@ class _Recorded:
     def _cells(self) -> pa.Table:
         unit = torch.cat([part.unit for part in self.cells])
         value = torch.cat([part.value for part in self.cells])[unit.argsort(stable=True)]
-        starts = np.concatenate([[0], self.statistics.num_above.cumsum(0).numpy()]).astype(np.int32)
-        lists = pa.ListArray.from_arrays(pa.array(starts), pa.array(value.numpy()))
+        starts = np.concatenate([[0], self.statistics.num_above.cumsum(0).numpy()])
+        lists = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(value.numpy()))
         return TAIL_CELLS.cast(pa.table({"unit": range(len(self.bound)), "cells": lists}))
 
     def _maps(self) -> pa.Table:
-        columns = [
-            np.concatenate(self.images),
-            torch.cat([tail.unit for tail in self.tails]).int().numpy(),
-            torch.cat([tail.max for tail in self.tails]).numpy(),
-        ]
+        tails = concatenate(self.tails)
+        columns = [np.concatenate(self.images), tails.unit.int().numpy(), tails.max.numpy()]
         if not self.keeps_maps:
             return pa.table(columns, schema=tail_maps(None).schema)
-        cells = torch.cat([tail.map for tail in self.tails])  # map cell
-        maps = pa.FixedSizeListArray.from_arrays(pa.array(cells.flatten().numpy()), cells.shape[1])
-        return pa.table([*columns, maps], schema=tail_maps(cells.shape[1]).schema)
+        bits = np.packbits(tails.kept.numpy(), axis=1)  # map byte
+        kept = pa.FixedSizeBinaryArray.from_buffers(pa.binary(bits.shape[1]), len(bits), [None, pa.py_buffer(bits)])
+        ends = torch.cat([torch.tensor([0]), tails.kept.sum(1).cumsum(0)])
+        cells = pa.LargeListArray.from_arrays(pa.array(ends.numpy()), pa.array(tails.value.numpy()))
+        return pa.table([*columns, kept, cells], schema=tail_maps(tails.kept.shape[1]).schema)
 
 
 def to_arrow_file(table: pa.Table) -> bytes:

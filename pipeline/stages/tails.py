@@ -18,7 +18,7 @@ from pipeline.stage import Job, LayerJob
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from pipeline.stages.record import read_choice
 from schemas.staging import UNIT_STATISTICS
-from workers.methods.tail_maps import TailCells, maps_above, portions
+from workers.methods.tail_maps import TailCells, maps_above, portions, spread
 from workers.worker import Shard
 
 SUPPLEMENT = "record+"
@@ -39,7 +39,7 @@ class ShardMaps:
 
 
 class MapSource:
-    """Hands a stage at least the maps that exceed a level: from staging, or where none were kept by a forward pass.
+    """Hands a stage the maps that exceed a level: from staging, or where none were kept by a forward pass.
 
     Args:
         job: whose inputs name the records.
@@ -61,7 +61,7 @@ class MapSource:
     def read(self, shard: Shard) -> "ShardSource":
         """The tail maps of the shard's layers, and its images if some must be made again."""
         kept = {
-            name: read_tail_maps(self._job, self._job.layers[name], shard)
+            name: read_tail_maps(self._job, self._job.layers[name], shard, self._levels[name])
             for name in shard.layers
             if name in self._kept
         }
@@ -69,10 +69,7 @@ class MapSource:
         return ShardSource(kept, self._decode(replace(shard, layers=others)) if others and self._decode else None)
 
     def each(self, source: "ShardSource", on_maps: Callable[[str, ShardMaps], None]) -> None:
-        """Call `on_maps` with a layer and some of its maps, all of an image at once, images ascending.
-
-        Maps from staging come as they are: some do not exceed the level, and to leave them out is a copy.
-        """
+        """Call `on_maps` with a layer and some of its maps, all of an image at once, images ascending."""
         for name, maps in source.kept.items():
             on_maps(name, maps)
         if source.pictures is None or self._model is None:
@@ -97,14 +94,17 @@ class ShardSource:
     pictures: Pictures | None
 
 
-def read_tail_maps(job: Job, layer: LayerJob, shard: Shard) -> ShardMaps:
-    """All maps of a shard that may hold cells above a threshold; each image and unit once."""
-    maps = _read(job, layer.inputs["record"], shard)
+def read_tail_maps(job: Job, layer: LayerJob, shard: Shard, level: Float32[Tensor, " unit"]) -> ShardMaps:
+    """The maps of a shard whose maximum exceeds a level above the bound; each image and unit once.
+
+    Cells that were not kept, which no cell above the bound is beside, are minus infinity.
+    """
     supplement = layer.inputs.get(SUPPLEMENT)
     if supplement is None:
-        return maps
+        return _read(job, layer, layer.inputs["record"], shard, level)
     again = _recorded_again(layer, supplement)
-    kept, added = maps[~again[maps.unit]], _read(job, supplement, shard)
+    kept = _read(job, layer, layer.inputs["record"], shard, level.masked_fill(again, torch.inf))
+    added = _read(job, layer, supplement, shard, level)
     merged = ShardMaps(
         torch.cat([kept.image_id, added.image_id]),
         torch.cat([kept.unit, added.unit]),
@@ -157,10 +157,9 @@ def _recorded_again(layer: LayerJob, supplement: Result) -> Bool[Tensor, " unit"
 
 def _read_cells(job: Job, record: Result, shard: Shard) -> TailCells:
     table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.cells.arrow"))
-    lists = table["cells"].combine_chunks()
     units = torch.from_numpy(np.array(table["unit"].to_numpy(), dtype=np.int64))
-    lengths = torch.from_numpy(np.array(lists.value_lengths(), dtype=np.int64))
-    return TailCells(units.repeat_interleave(lengths), torch.from_numpy(np.array(lists.flatten())))
+    lengths, values = _lists(table["cells"])
+    return TailCells(units.repeat_interleave(lengths), values)
 
 
 def _statistics(job: Job, record: Result) -> pa.Table:
@@ -168,13 +167,27 @@ def _statistics(job: Job, record: Result) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
-def _read(job: Job, record: Result, shard: Shard) -> ShardMaps:
-    table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.maps.arrow")).combine_chunks()
-    cells = table.schema.field("map").type.list_size
-    flat = pa.concat_arrays(table["map"].chunks).flatten() if len(table) else pa.array([], pa.float32())
-    return ShardMaps(
-        to_tensor(table, "image_id"),
-        to_tensor(table, "unit", np.int64),
-        to_tensor(table, "max"),
-        torch.from_numpy(np.array(flat)).view(-1, cells),
+def _read(job: Job, layer: LayerJob, record: Result, shard: Shard, level: Float32[Tensor, " unit"]) -> ShardMaps:
+    table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.maps.arrow"))
+    image_id, unit, largest = to_tensor(table, "image_id"), to_tensor(table, "unit", np.int64), to_tensor(table, "max")
+    some = largest > level[unit]
+    lengths, values = _lists(table["cells"])
+    bits = _bits(table["kept"])[some.numpy()]  # map byte
+    kept = torch.from_numpy(np.unpackbits(bits, axis=1, count=layer.layer.cells).view(np.bool_))  # map cell
+    cells = spread(kept, values[some.repeat_interleave(lengths)])
+    return ShardMaps(image_id[some], unit[some], largest[some], cells)
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[Int64[Tensor, " row"], Tensor]:
+    """A column of lists as their lengths, and what is in them one after another."""
+    lists = column.combine_chunks()
+    return torch.from_numpy(np.array(lists.value_lengths(), dtype=np.int64)), torch.from_numpy(
+        np.array(lists.flatten())
     )
+
+
+def _bits(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of binary values of one size, a row of bytes each."""
+    rows, width = column.combine_chunks(), column.type.byte_width
+    data = np.frombuffer(rows.buffers()[1] or b"", np.uint8)
+    return data[rows.offset * width :][: len(rows) * width].reshape(-1, width)

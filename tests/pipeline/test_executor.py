@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import executor as executor_module
 from pipeline.errors import BAD_INPUT, FAILED, InputError, NoWorkersError, ShardsFailed
-from pipeline.executor import Executor, make_executor
+from pipeline.executor import MOST_LANES, Executor, make_executor
 from pipeline.settings import Cluster
 from workers.worker import Shard, ShardReport, Worker
 
@@ -162,6 +164,48 @@ def test_one_shard_is_written_while_the_next_is_computed(tmp_path: Path, window:
     assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
 
 
+def _beside_others(folder: Path) -> Worker:
+    def act(folder: Path, shard: Shard) -> None:
+        time.sleep(0.1)
+        if shard.index == 2:
+            raise ValueError("no shard of mine")
+
+    return replace(_build(folder, act), alone=False)
+
+
+@pytest.mark.parametrize(("cores", "together"), [(1, 1), (2, 2), (3, 3), (64, MOST_LANES)])
+def test_shards_that_need_not_be_alone_are_computed_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, together: int
+):
+    monkeypatch.setattr(executor_module, "cores_here", lambda: cores)
+    seen: list[str] = []
+    with pytest.raises(ShardsFailed, match=r"1 of 12 shards failed(.|\n)*s2: ValueError: no shard of mine"):
+        make_executor(INLINE).run(
+            partial(_beside_others, tmp_path),
+            _shards(12),
+            title="lanes",
+            on_report=lambda report: seen.append(report.shard.name),
+        )
+    assert seen == [f"s{index}" for index in range(12) if index != 2]
+    assert _done(tmp_path) == set(seen)
+    spans = [(float(line[2]), float(line[3])) for line in _trace(tmp_path, "compute")]
+    most = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+    assert most == together
+    assert {line[4] for line in _trace(tmp_path, "compute")} == {"1"}
+
+
+def _one_after_another(folder: Path, alone: bool) -> Worker:
+    return replace(_build(folder, lambda folder, shard: time.sleep(0.1)), alone=alone)
+
+
+@pytest.mark.parametrize(("window", "alone"), [(1, False), (2, True)])
+def test_shards_are_computed_one_after_another_where_that_is_wanted(tmp_path: Path, window: int, alone: bool):
+    executor = make_executor(Cluster(executor="inline", window=window))
+    executor.run(partial(_one_after_another, tmp_path, alone), _shards(6), title="one")
+    spans = sorted((float(line[2]), float(line[3])) for line in _trace(tmp_path, "compute"))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
 @pytest.mark.parametrize("window", [1, 2])
 def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, window: int):
     def interrupt(folder: Path, shard: Shard) -> None:
@@ -182,6 +226,23 @@ def test_an_interrupt_leaves_whole_files_only(tmp_path: Path, window: int):
     assert _done(tmp_path) == _names(0, 1, 2)
     assert all((tmp_path / f"s{index}").read_text() == f"{(index + 1) ** 2}" for index in range(3))
     assert not [one for one in threading.enumerate() if one.name.startswith(("reader", "writer"))]
+
+
+def test_an_interrupt_lets_shards_side_by_side_end_and_begins_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(executor_module, "cores_here", lambda: 2)
+
+    def interrupt(folder: Path, shard: Shard) -> None:
+        if shard.index == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_executor(INLINE).run(
+            lambda: replace(_build(tmp_path, interrupt), alone=False), _shards(20), title="interrupted"
+        )
+    assert _names(0, 1, 2, 3) <= _done(tmp_path) < _names(*range(7))
+    assert _done(tmp_path) == {line[0] for line in _trace(tmp_path, "read")}
+    assert not [one for one in threading.enumerate() if one.name.startswith("lane")]
 
 
 def _reject_odd(folder: Path, shard: Shard) -> None:

@@ -17,7 +17,7 @@ def test_cheap_maps_are_kept_and_dear_ones_made_again():
 
 
 def test_layers_before_one_that_needs_a_second_pass_share_it():
-    small = Estimate("small", bytes=GIB, seconds=5.0)
+    small = Estimate("small", bytes=GIB // 4, seconds=5.0)
     assert passes([small]) == {"small": "one"}
     assert passes([small, EARLY]) == {"small": "two", "early": "two"}
 

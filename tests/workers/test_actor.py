@@ -14,10 +14,10 @@ from workers.process import Failure
 from workers.worker import Shard, ShardReport, Worker
 
 
-def _start(worker: Worker, monkeypatch: pytest.MonkeyPatch, threads: int = 1) -> ShardActor:
+def _start(worker: Worker, monkeypatch: pytest.MonkeyPatch, threads: int = 1, lanes: int = 1) -> ShardActor:
     monkeypatch.setattr(pickle, "loads", lambda data: lambda: worker)  # local functions do not pickle
     actor = ShardActor()
-    hardware = actor.start(b"", "tally", "worker 7", threads)
+    hardware = actor.start(b"", "tally", "worker 7", threads, lanes)
     assert hardware.startswith(f"cpu {torch.backends.cpu.get_cpu_capability()}")
     return actor
 
@@ -49,6 +49,24 @@ def test_reads_overlap_with_computing_which_runs_alone(monkeypatch: pytest.Monke
     reads = [(start, end) for phase, start, end in spans if phase == "read"]
     assert all(end <= start for (_, end), (start, _) in pairwise(computes))
     assert any(start < end_c and start_c < end for start, end in reads for start_c, end_c in computes)
+
+
+@pytest.mark.parametrize(("alone", "lanes", "together"), [(True, 3, 1), (False, 3, 3), (False, 1, 1)])
+def test_as_many_shards_compute_as_there_are_cores_for(
+    monkeypatch: pytest.MonkeyPatch, alone: bool, lanes: int, together: int
+):
+    computing, most = [], []
+
+    def compute(value: object) -> None:
+        computing.append(value)
+        most.append(len(computing))
+        time.sleep(0.05)
+        computing.pop()
+
+    actor = _start(Worker(lambda s: s, compute, lambda s, _: 0, alone=alone), monkeypatch, lanes=lanes)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(actor.process, [Shard(str(index), index) for index in range(8)]))
+    assert max(most) == together
 
 
 def test_torch_threads_are_set_where_computing_happens(monkeypatch: pytest.MonkeyPatch):

@@ -3,13 +3,16 @@
 T_u lies far out in the tail, so that most maps never reach it. A bound B_u < T_u from a pilot decides,
 while the network runs, which maps are kept; the rest is summed up in a few numbers a unit. Cells above
 the bound and cells equal to it are counted, so that a bound that was too high shows.
+
+Of a map only the cells above the bound are kept, and those beside one: a pixel can only be in a mask if
+one of the four cells that it lies between exceeds T_u, and then the other three are its neighbors.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from workers.nn.flags import places_of
@@ -56,6 +59,22 @@ class TailMaps:
 
 
 @dataclass(frozen=True)
+class SparseMaps:
+    """Tail maps of which only the cells that can matter to a mask are there.
+
+    Attributes:
+        kept: which cells those are.
+        value: what they hold, map after map, row-major.
+    """
+
+    image: Int64[Tensor, " map"]
+    unit: Int64[Tensor, " map"]
+    max: Float32[Tensor, " map"]
+    kept: Bool[Tensor, "map cell"]
+    value: Float32[Tensor, " kept_cell"]
+
+
+@dataclass(frozen=True)
 class TailCells:
     """Cells above their unit's bound."""
 
@@ -65,9 +84,9 @@ class TailCells:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is kept of a batch, on the CPU; `maps.map` has no columns where maps are not wanted."""
+    """What is kept of a batch, on the CPU; `maps.kept` has no columns where maps are not wanted."""
 
-    maps: TailMaps
+    maps: SparseMaps
     cells: TailCells
     statistics: UnitStatistics
 
@@ -107,7 +126,7 @@ def cut_tail(
         bound: B_u.
         keep_maps: False leaves the maps out: their images, units and maxima are kept, and the cells above.
     """
-    parts = [_cut_portion(start, part.flatten(2), bound, keep_maps) for start, part in portions(activation)]
+    parts = [_cut_portion(start, part, bound, keep_maps) for start, part in portions(activation)]
     statistics = parts[0].statistics
     for part in parts[1:]:
         statistics += part.statistics
@@ -118,9 +137,10 @@ def cut_tail(
 
 
 def _cut_portion(
-    start: int, cells: Float32[Tensor, "image unit cell"], bound: Float32[Tensor, " unit"], keep_maps: bool
+    start: int, activation: Float32[Tensor, "image unit h w"], bound: Float32[Tensor, " unit"], keep_maps: bool
 ) -> Cut:
     """What `cut_tail` says, of some images, the first of which has the place `start`."""
+    cells = activation.flatten(2)  # image unit cell
     units, num_cells = cells.shape[1:]
     largest = cells.amax(2)  # image unit
     tail = _maps_above(cells, largest, bound)
@@ -130,7 +150,12 @@ def _cut_portion(
     above = excess.nonzero().flatten()
     num_at = torch.bincount(unit[~excess], minlength=units) + _cells_at(cells, largest, bound)
     tail_cells = TailCells(unit.index_select(0, above).cpu(), value.index_select(0, above).cpu())
-    maps = tail.map if keep_maps else tail.map[:, :0]
+    if keep_maps:
+        kept = _with_neighbors(reached.index_select(0, above), len(tail.map), *activation.shape[2:])  # map cell
+        kept_value = tail.map.flatten().index_select(0, places_of(kept.flatten()))
+    else:
+        kept, kept_value = torch.zeros_like(tail.map[:, :0], dtype=torch.bool), value[:0]
+    maps = SparseMaps(*(of.cpu() for of in (start + tail.image, tail.unit, tail.max, kept, kept_value)))
     statistics = UnitStatistics(
         torch.bincount(tail_cells.unit, minlength=units),
         num_at.cpu(),
@@ -138,15 +163,33 @@ def _cut_portion(
         cells.amin(2).amin(0).cpu(),
         torch.zeros(units, dtype=torch.float64),  # of the whole batch, by the caller
     )
-    return Cut(TailMaps((start + tail.image).cpu(), tail.unit.cpu(), tail.max.cpu(), maps.cpu()), tail_cells, statistics)
+    return Cut(maps, tail_cells, statistics)
 
 
-def concatenate(parts: Sequence[TailMaps]) -> TailMaps:
-    """Tail maps one after another; none of them is copied where there is only one part."""
+def _with_neighbors(places: Int64[Tensor, " place"], maps: int, h: int, w: int) -> Bool[Tensor, "{maps} {h*w}"]:
+    """Flags of some cells of many maps, and of the up to eight cells around each."""
+    flags = torch.zeros(maps, h + 2, w + 2, dtype=torch.bool, device=places.device)  # with a margin
+    row = places // w  # of all maps, one below the other
+    center = (row + row // h * 2 + 1) * (w + 2) + places % w + 1
+    for down in (-1, 0, 1):
+        for across in (-1, 0, 1):
+            flags.view(-1).index_fill_(0, center + down * (w + 2) + across, True)
+    return flags[:, 1:-1, 1:-1].flatten(1)
+
+
+def concatenate(parts: Sequence[SparseMaps]) -> SparseMaps:
+    """Maps one after another; none of them is copied where there is only one part."""
     if len(parts) == 1:
         return parts[0]
-    columns = (torch.cat([getattr(part, field.name) for part in parts]) for field in fields(TailMaps))
-    return TailMaps(*columns)
+    columns = (torch.cat([getattr(part, field.name) for part in parts]) for field in fields(SparseMaps))
+    return SparseMaps(*columns)
+
+
+def spread(kept: Bool[Tensor, "map cell"], value: Float32[Tensor, " kept_cell"]) -> Float32[Tensor, "map cell"]:
+    """Whole maps; cells that were not kept are minus infinity: no mask has a pixel beside them."""
+    maps = torch.full(kept.shape, -torch.inf)
+    maps.view(-1).index_copy_(0, places_of(kept.flatten()), value)
+    return maps
 
 
 def _cells_at(

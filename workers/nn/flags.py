@@ -1,14 +1,13 @@
 """Where flags are set, few of them."""
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 
 def places_of(flags: Bool[Tensor, " flag"]) -> Int64[Tensor, " place"]:
-    """As `nonzero`, many times as fast where few flags are set, for it looks at eight of them together."""
-    whole = len(flags) // 8 * 8
-    eights = flags[:whole].view(-1, 8)
-    some = eights.view(torch.int64).flatten().nonzero().flatten()
-    which, bit = eights.index_select(0, some).nonzero(as_tuple=True)
-    return torch.cat([some.index_select(0, which) * 8 + bit, flags[whole:].nonzero().flatten() + whole])
+    """As `flags.nonzero().flatten()`; on the CPU by numpy, which passes over what is not set many times as fast."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().flatten()

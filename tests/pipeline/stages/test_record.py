@@ -1,11 +1,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from pipeline.stages import record
 from pipeline.stages.record import estimate, read_choice
 from pipeline.stages.tails import read_tail_maps, read_top_images, read_unit_statistics
-from tests import dissect, small
+from tests import dissect, oracle, small
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,12 @@ def test_keeps_every_map_that_exceeds_its_bound_once(job, recorded, layer):
     expected = activation.max((2, 3)) > bound
     found = np.zeros_like(expected, dtype=int)
     for shard in job.shards:
-        maps = read_tail_maps(job, job.layers[layer], shard)
+        maps = read_tail_maps(job, job.layers[layer], shard, torch.tensor(bound))
         np.add.at(found, (maps.image_id.numpy(), maps.unit.numpy()), 1)
         for image, unit, cells in zip(maps.image_id, maps.unit, maps.map, strict=True):
-            np.testing.assert_array_equal(cells.numpy(), activation[image, unit].ravel())
+            own = activation[image, unit]
+            near = oracle.beside(own > bound[unit])
+            np.testing.assert_array_equal(cells.view(own.shape).numpy(), np.where(near, own, -np.inf))
     np.testing.assert_array_equal(found, expected)
     assert 0 < expected.sum() < expected.size
 
@@ -84,7 +87,7 @@ def test_what_a_record_began_with_stays(tmp_path, source):
 
 
 def test_weighs_what_the_pilot_saw(tmp_path, source, recorded):
-    chosen = small.overrides(source, layers=("features.4",))
+    chosen = small.overrides(source, "tail_quantile=0.02", layers=("features.4",))
     dissect.ingest_and_run(tmp_path, *chosen, "stages=[pilot]")
     for limit, expected in (("1", "one"), ("0", "two")):
         stage, job = small.job_of("record", tmp_path, *chosen, f"staging_gib={limit}")
@@ -93,8 +96,10 @@ def test_weighs_what_the_pilot_saw(tmp_path, source, recorded):
     stage, job = small.job_of("record", tmp_path, *chosen)
     activation = recorded.activations["features.4"]
     bound = stage.bounds(job, job.layers["features.4"]).numpy()
-    active = int((activation.max((2, 3)) > bound).sum())  # the pilot sees all of so few images
-    assert estimate(job, job.layers["features.4"]).bytes == active * activation[0, 0].size * 4
+    active = activation.max((2, 3)) > bound  # image unit; the pilot sees all of so few images
+    kept = sum(oracle.beside(activation[image, unit] > bound[unit]).sum() for image, unit in np.argwhere(active))
+    size = active.sum() * activation[0, 0].size / 8 + 4 * kept
+    assert size / 2 < estimate(job, job.layers["features.4"]).bytes < 2 * size
 
 
 def test_top_images_do_not_depend_on_when_the_others_are_dropped(monkeypatch):

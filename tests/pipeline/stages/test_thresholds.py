@@ -61,7 +61,7 @@ def test_tables_depend_neither_on_the_passes_nor_on_forced_bounds(tmp_path, stor
     monkeypatch.setattr(module, "BOUNDS", Forced)
     dissect.ingest_and_run(tmp_path / "store", *chosen, f"passes={passes}")
     maps = (pa.ipc.open_file(path).schema for path in (tmp_path / "store").rglob("*.maps.arrow"))
-    assert {("map" in schema.names) for schema in maps} == {passes == "one"}
+    assert {("kept" in schema.names) for schema in maps} == {passes == "one"}
     records = [result for result in dissect.results(tmp_path / "store", "record") if result.settings.get("units")]
     assert len(records) == (3 if value == "some" else 0)
     for record in records:

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests import oracle
 from workers.methods import tail_maps
-from workers.methods.tail_maps import UnitStatistics, cut_tail, first_not_finite, sample_cells
+from workers.methods.tail_maps import UnitStatistics, cut_tail, first_not_finite, sample_cells, spread
 
 CELLS = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0]), st.floats(-1e6, 1e6, width=32))
 BOUNDS = st.one_of(CELLS, st.sampled_from([-np.inf, np.inf]))
@@ -28,7 +29,8 @@ def test_cuts_what_a_loop_would(batch, portion):
         cut = cut_tail(torch.from_numpy(activation), torch.from_numpy(bound))
         without = cut_tail(torch.from_numpy(activation), torch.from_numpy(bound), keep_maps=False)
     tail, statistics = cut.maps, cut.statistics
-    assert without.maps.map.shape == (len(tail.map), 0)
+    assert without.maps.kept.shape == (len(tail.kept), 0)
+    assert len(without.maps.value) == 0
     for name in ("image", "unit", "max"):
         assert getattr(without.maps, name).equal(getattr(tail, name))
     assert without.statistics.sum.equal(statistics.sum)
@@ -40,9 +42,13 @@ def test_cuts_what_a_loop_would(batch, portion):
         if activation[image, unit].max() > bound[unit]
     ]
     assert list(zip(tail.image.tolist(), tail.unit.tolist(), strict=True)) == kept
+    maps = spread(tail.kept, tail.value)
     for row, (image, unit) in enumerate(kept):
-        np.testing.assert_array_equal(tail.map[row].numpy(), activation[image, unit].ravel())
-        assert tail.max[row].item() == activation[image, unit].max()
+        own = activation[image, unit]
+        near = oracle.beside(own > bound[unit])
+        np.testing.assert_array_equal(tail.kept[row].view(own.shape).numpy(), near)
+        np.testing.assert_array_equal(maps[row].view(own.shape).numpy(), np.where(near, own, -np.inf))
+        assert tail.max[row].item() == own.max()
     for unit, level in enumerate(bound):
         cells = activation[:, unit]
         above = cut.cells.value[cut.cells.unit == unit].numpy()
@@ -62,7 +68,8 @@ def test_the_tail_outlives_the_activation():
         tail, statistics = cut.maps, cut.statistics
         sample = sample_cells(activation, 9)
         activation.relu_()
-        assert tail.map.view(images, units, 3, 3).equal(before)
+        assert tail.kept.all()
+        assert tail.value.view(images, units, 3, 3).equal(before)
         assert tail.max.view(images, units).equal(before.amax((2, 3)))
         assert statistics.max.equal(before.amax((0, 2, 3)))
         assert sample.equal(before.transpose(0, 1).flatten(1).T)
@@ -89,6 +96,17 @@ def test_finds_one_cell_that_is_not_finite(bad):
     activation[1, 2, 1, 0] = bad
     activation[2, 0, 0, 0] = bad
     assert first_not_finite(activation) == (1, 2)
+
+
+@settings(deadline=None)
+@given(batches(), st.sampled_from([1, 5, tail_maps.SUMMED]))
+def test_sums_do_not_depend_on_what_is_widened_at_once(batch, summed):
+    activation, bound = (torch.from_numpy(part) for part in batch)
+    whole = cut_tail(activation, bound).statistics.sum
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail_maps, "SUMMED", summed)
+        patch.setattr(tail_maps, "PORTION", summed)
+        assert cut_tail(activation, bound).statistics.sum.equal(whole)
 
 
 def test_finds_infinities_that_cancel():
