@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.store import Store, StoredFile, digest
+from pipeline.threads import at_once
 from schemas import RESULTS, TABLES, Table
 
 
@@ -71,12 +72,15 @@ def publish(store: Store, result: Result, tables: dict[str, pa.Table]) -> bool:
     """
     if store.exists(result.path):
         return False
-    files = {}
-    for name, rows in tables.items():
+
+    def write(name: str) -> StoredFile:
+        rows = tables[name]
         for column, value in (("layer", result.layer), ("result_id", result.result_id), ("study_id", result.study_id)):
-            rows = rows.append_column(column, pa.array([value] * len(rows), pa.string()))
+            rows = rows.append_column(column, pa.repeat(value, len(rows)))
         path = f"tables/{name}/study_id={result.study_id}/layer={result.layer}/{result.result_id}.parquet"
-        files[name] = store.create_table(path, TABLES[name].cast(rows, result_id=result.result_id))
+        return store.create_table(path, TABLES[name].cast(rows, result_id=result.result_id))
+
+    files = dict(zip(tables, at_once(write, tables), strict=True))
     whole = result.model_copy(update={"tables": files, "finished": datetime.now(UTC)})
     return store.create(whole.path, whole.model_dump_json(indent=1).encode())
 

@@ -6,14 +6,11 @@ layer turns these, or the results the stage reads, into tables and publishes the
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import ConfigDict
@@ -23,16 +20,11 @@ from pipeline.results import Result, publish, result_id, staging_path
 from pipeline.settings import Settings
 from pipeline.store import Store, StoredFile
 from pipeline.study import Study
+from pipeline.threads import at_once, read_ahead
 from schemas import CONCEPTS, Manifest
 from workers.models import LoadedModel, ModelSpec, load_once
 from workers.nn.receptive_field import ReceptiveField
 from workers.worker import Shard, Worker
-
-READ_AHEAD = 8
-"""How many staging files are read while one is used."""
-
-WRITTEN_AT_ONCE = 4
-"""How many files of a shard are written at a time."""
 
 
 @dataclass(frozen=True)
@@ -211,19 +203,6 @@ def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:
     return write
 
 
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-def at_once(function: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
-    """Call `function` with every item, several at a time, and wait for all; for files, whose store may answer late."""
-    items = list(items)
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), WRITTEN_AT_ONCE), "writer") as pool:
-        return list(pool.map(function, items))
-
-
 def staged_tables(
     store: Store, result_id: str, shards: Iterable[Shard], suffix: str, columns: list[str] | None = None
 ) -> Iterator[tuple[Shard, StoredFile, pa.Table]]:
@@ -239,24 +218,6 @@ def staged_tables(
         StoreError: a file cannot be read, or is none of Arrow's.
     """
     yield from read_ahead(lambda shard: _read_staged(store, result_id, shard, suffix, columns), shards)
-
-
-Read = TypeVar("Read")
-
-
-def read_ahead(read: Callable[[Shard], Read], shards: Iterable[Shard]) -> Iterator[Read]:
-    """Call `read` with every shard, in order, on threads that are `READ_AHEAD` shards ahead."""
-    upcoming: deque[Future[Read]] = deque()
-    rest = iter(shards)
-    pool = ThreadPoolExecutor(READ_AHEAD, "staged")
-    try:
-        while True:
-            upcoming.extend(pool.submit(read, shard) for shard in islice(rest, READ_AHEAD - len(upcoming)))
-            if not upcoming:
-                return
-            yield upcoming.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read_staged(

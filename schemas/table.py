@@ -64,8 +64,23 @@ class Table:
             if not field.nullable and cast[field.name].null_count:
                 raise ValueError(f"table {self.name} has nulls in {field.name}, which allows none")
         if self.sort:
-            cast = cast.sort_by([(name, "ascending") for name in self.sort])
+            cast = _sorted(cast, self.sort)
         return cast.replace_schema_metadata({"table": self.name, "schema_version": str(self.version), **metadata})
+
+
+def _sorted(table: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    """The rows in the order of some columns, ties as they came; many times as fast as `sort_by` where they are in order."""
+    keys = [_ranks(table[name]) for name in names]
+    order = np.lexsort(keys[::-1])
+    return table if (order[1:] > order[:-1]).all() else table.take(pa.array(order))
+
+
+def _ranks(column: pa.ChunkedArray) -> np.ndarray:
+    """Numbers in the order of a column's values, which are numbers or text."""
+    if not _is_text(column.type):
+        return column.to_numpy()
+    coded = column.combine_chunks().dictionary_encode()
+    return np.argsort(np.argsort(coded.dictionary.to_numpy(zero_copy_only=False)))[coded.indices.to_numpy()]
 
 
 def _loss(given: pa.ChunkedArray, cast: pa.ChunkedArray) -> str | None:

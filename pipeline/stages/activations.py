@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.errors import StoreError
 from pipeline.results import staging_path
-from pipeline.stage import Job, LayerJob, at_once, stage_table
+from pipeline.stage import Job, LayerJob, stage_table
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
+from pipeline.threads import at_once
 from workers.worker import Shard
 
 ACTIVATION = ".activation.arrow"

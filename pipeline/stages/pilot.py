@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.stage import Job, LayerJob, Reduced, Stage, at_once, stage_table, stage_writer, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, stage_writer, staged_tables
 from pipeline.stages.activations import Kept, keep_activation
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
+from pipeline.threads import at_once
 from schemas.staging import BOUNDS, PILOT_CELLS
 from workers.methods.dissection import largest, rank_of_threshold
 from workers.methods.tail_maps import sample_cells

@@ -15,10 +15,11 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.passes import GIB, KEPT_PER_CELL_ABOVE, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, at_once, read_ahead, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, staged_tables
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
 from pipeline.store import Store, StoredFile, to_json
+from pipeline.threads import at_once, read_ahead
 from schemas.staging import TAIL_CELLS, TOP_IMAGES, UNIT_STATISTICS, tail_maps
 from workers.methods.tail_maps import Cut, SparseMaps, TailCells, UnitStatistics, concatenate, cut_tail
 from workers.worker import Shard, Worker

@@ -26,6 +26,7 @@ from workers.worker import Shard, Worker
 OWN_LABELS = -1
 """The `permutation` of rows that count an image's masks against its own labels."""
 
+KEY_COLUMNS = ["permutation", "unit", "split"]
 CONCEPT_COLUMNS = [column.name for column in CONCEPT_COUNTS]
 AREA_COLUMNS = [column.name for column in AREA_COUNTS]
 
@@ -177,9 +178,9 @@ class Totals:
     def add(self, part: pa.Table) -> None:
         """Add a shard's rows, of which no two have the same key."""
         of_concept = np.asarray(part["concept_id"].is_valid())
-        rows = part.filter(of_concept)
+        rows = part.select([*KEY_COLUMNS, "concept_id", *CONCEPT_COLUMNS]).filter(of_concept)
         self._add(self._of_concept, rows, self._index.places(rows["concept_id"].to_numpy()).numpy())
-        rows = part.filter(~of_concept)
+        rows = part.select([*KEY_COLUMNS, "category", *AREA_COLUMNS]).filter(~of_concept)
         self._add(self._of_category, rows, _places(rows["category"], self._index.categories))
 
     def tables(self) -> dict[str, pa.Table]:
@@ -204,10 +205,9 @@ class Totals:
         self, totals: dict[str, np.ndarray], chosen: np.ndarray, label: str, labels: np.ndarray, null: bool
     ) -> pa.Table:
         part = slice(1, None) if null else slice(0, 1)
-        found = chosen[part].nonzero()
-        permutation, split, unit, place = found
-        key = {"unit": unit, label: labels[place], "split": np.asarray(self._splits)[split]}
-        counts = {name: values[part][found] for name, values in totals.items()}
+        permutation, unit, place, split = chosen[part].transpose(0, 2, 3, 1).nonzero()  # in the order of the table
+        key = {"unit": unit, label: pa.array(labels).take(place), "split": pa.array(self._splits).take(split)}
+        counts = {name: values[part][permutation, split, unit, place] for name, values in totals.items()}
         return pa.table({**({"permutation": permutation} if null else {}), **key, **counts})
 
 
@@ -223,18 +223,17 @@ def _to_rows(splits: tuple[str, ...], index: ConceptIndex, permutation: int, cou
     by_category = {name: getattr(counts, name).cpu() for name in AREA_COLUMNS}  # split unit category
     by_category["mask_pixels"] = by_category["mask_pixels"][..., None].expand(-1, -1, len(index.categories))
     rows = []
-    for values, label, names in (
-        (by_concept, "concept_id", index.concept_ids),
-        (by_category, "category", np.asarray(index.categories)),
+    for values, area, label, names in (  # where the area is none, so are all others
+        (by_concept, "mask_pixels_concept", "concept_id", index.concept_ids),
+        (by_category, "mask_pixels", "category", index.categories),
     ):
-        whole = list(values.values())[-1]  # where these mask pixels are none, there is nothing else
-        filled = whole.nonzero(as_tuple=True)
+        filled = values[area].nonzero(as_tuple=True)
         split, unit, place = (axis.numpy() for axis in filled)
         columns: dict[str, Any] = {
             "permutation": np.full(len(unit), permutation),
             "unit": unit,
-            "split": np.asarray(splits)[split],
-            label: names[place],
+            "split": pa.array(splits).take(split),
+            label: pa.array(names).take(place),
             **{name: value[filled].numpy() for name, value in values.items()},
         }
         rows.append(_with_nulls(pa.table(columns)))

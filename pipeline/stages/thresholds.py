@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 
 from pipeline.columns import to_tensor
-from pipeline.stage import Job, LayerJob, Reduced, Stage, read_ahead
+from pipeline.stage import Job, LayerJob, Reduced, Stage
 from pipeline.stages.record import RecordAgain
 from pipeline.stages.tails import read_tail_cells, read_unit_statistics
+from pipeline.threads import read_ahead
 from workers.methods.dissection import rank_of_threshold
 from workers.methods.order_statistics import DIGITS, Selection
 

@@ -18,8 +18,9 @@ from pipeline.executor import make_executor
 from pipeline.ledger import Ledger
 from pipeline.results import staging_path
 from pipeline.settings import Cluster
-from pipeline.stage import READ_AHEAD, staged_tables
+from pipeline.stage import staged_tables
 from pipeline.store import Store
+from pipeline.threads import READ_AHEAD
 from tests import specks
 from workers.worker import Shard, ShardReport, Worker
 
