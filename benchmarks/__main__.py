@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     function.__name__: function
     for function in (forward_share, all_layers, images, concepts, units, workers, null, memory, staged)
 }
+WITH_BARS = ("forward_share", "all_layers", "concepts", "workers", "null", "memory")
 ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,10 +39,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(BENCHMARKS)}; all without one")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="how often each side of a comparison is measured")] = 3,
-    number: Annotated[int, typer.Option("--images", min=4, help="where a benchmark has no number of its own")] = 256,
+    number: Annotated[int, typer.Option("--images", min=4, help="where a benchmark has no number of its own")] = 768,
     data: Annotated[Path | None, typer.Option(help="folder in Broden's format; without one, see BENCHMARKS.md")] = None,
     threads: Annotated[int, typer.Option(min=1, help="of torch, on all sides")] = 1,
     out: Annotated[Path | None, typer.Option(help="file to which the table is appended as Markdown")] = None,
+    bars: Annotated[bool, typer.Option("--bars", help="only what the bars are about")] = False,
     devices: Annotated[list[str] | None, typer.Option("--device", help="cpu, cuda; all there are without one")] = None,
 ) -> None:
     """Measure, and print a table; what is measured is said in BENCHMARKS.md."""
@@ -49,9 +51,11 @@ def main(
         raise typer.BadParameter(f"unknown benchmarks {unknown}, there are {list(BENCHMARKS)}")
     console = Console(highlight=False, width=None if Console().is_terminal else 160)
     with tempfile.TemporaryDirectory(prefix="raydissect-bench-") as folder:
-        bench = Bench(Path(folder), rounds, number, threads, photographs=data or find_photographs())
+        bench = Bench(Path(folder), rounds, number, threads, photographs=data or find_photographs(), only_bars=bars)
         for device in devices or ["cpu", *["cuda"] * torch.cuda.is_available()]:
-            chosen = names or (list(ON_GPU) if device == "cuda" else list(BENCHMARKS))
+            chosen = names or [
+                name for name in BENCHMARKS if (device == "cpu" or name in ON_GPU) and (not bars or name in WITH_BARS)
+            ]
             measure(replace(bench, device=device), chosen, console, out)
 
 

@@ -60,14 +60,16 @@ class Bench:
         threads: of torch, on all sides.
         device: cpu or cuda.
         photographs: a Broden folder; None draws scenes.
+        only_bars: leave out what no bar is about.
     """
 
     folder: Path
     rounds: int = 3
-    images: int = 256
+    images: int = 768
     threads: int = 1
     device: str = "cpu"
     photographs: Path | None = None
+    only_bars: bool = False
     _drawn: dict[int, Path] = field(default_factory=dict)
     _ingested: dict[tuple[Path, int | None, int], Path] = field(default_factory=dict)
 

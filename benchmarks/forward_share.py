@@ -19,8 +19,9 @@ def forward_share(bench: Bench, networks: tuple[Network, ...] = tuple(BARS)) -> 
     """Dissection / bare forward pass: one layer of each network; then all its `auto` layers, on half the images."""
     for network in networks:
         images = max(bench.images // network.fewer, 4)
-        yield from _compare(bench, network, network.layer, images, BARS.get(network))
-    for network in networks:
+        if not bench.only_bars or BARS.get(network):
+            yield from _compare(bench, network, network.layer, images, BARS.get(network))
+    for network in () if bench.only_bars else networks:
         images = max(bench.images // network.fewer, 4) // 2
         yield from _compare(bench, network, "auto", images, None)
 

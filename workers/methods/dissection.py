@@ -213,6 +213,10 @@ def mask_pixels(
         alignment: receptive-field geometry of the rows and of the columns; None for `resize`.
     """
     device = activation.device
+    if activation.shape[1:] == (1, 1):  # of a fully connected layer: all pixels or none
+        above = activation.flatten() > threshold
+        pixels = torch.arange(size[0] * size[1], device=device)
+        return MaskPixels(pixels.repeat(int(above.sum())), F.pad(above.cumsum(0) * len(pixels), (1, 0)))
     rows = gaps(activation.shape[-2], size[0], alignment and alignment[0], device)
     columns = gaps(activation.shape[-1], size[1], alignment and alignment[1], device)
     quads = _active_quads(activation > threshold[:, None, None], rows, columns)
@@ -233,6 +237,8 @@ def binarize(
     alignment: tuple[Alignment, Alignment] | None = None,
 ) -> Bool[Tensor, "unit y x"]:
     """The masks of `mask_pixels`, all pixels of them."""
+    if activation.shape[1:] == (1, 1):
+        return (activation > threshold[:, None, None]).expand(-1, *size)
     found = mask_pixels(activation, threshold, size, order, alignment)
     mask = torch.zeros(len(activation), size[0] * size[1], dtype=torch.bool, device=activation.device)
     mask[found.map, found.pixel] = True
