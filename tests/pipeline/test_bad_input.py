@@ -259,7 +259,7 @@ def test_a_full_disk_during_a_run(small: Small, disk: Path):
     assert raydissect(*small.ingest(store)).code == 0
     remount(disk, "size=64m")
     assert raydissect(*small.run(store), "stages=[pilot]").code == 0
-    remount(disk, f"size={used_bytes(disk) + 250_000}")
+    remount(disk, f"size={used_bytes(disk) + 100_000}")
     ended = raydissect(*small.run(store))
     assert_refused(ended, 1, "shards failed; the others are done and kept", "No space left on device")
     assert not list_results_of(store, "thresholds")
