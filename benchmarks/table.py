@@ -17,7 +17,7 @@ from benchmarks.figure import COLUMNS, Figure
 def describe(bench: Bench) -> list[str]:
     """Where, when and on what the figures are measured, a line each."""
     device = torch.cuda.get_device_name() if bench.device == "cuda" else "CPU"
-    data = bench.photographs or "scenes of the mini source, 224 px (no photographs were found)"
+    data = bench.photographs.name if bench.photographs else "scenes of the mini source (no photographs were found)"
     return [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, "

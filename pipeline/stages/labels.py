@@ -1,5 +1,6 @@
 """A shard's labels, as the tally needs them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class ConceptIndex:
         names = [self.names[place] for place in places.tolist()]
         return ConceptIndex(self.concept_ids[places.numpy()], names, self.categories, self.membership[places])
 
-    def places(self, concept_ids: list[int]) -> Int64[Tensor, " concept"]:
+    def places(self, concept_ids: Sequence[int] | np.ndarray) -> Int64[Tensor, " concept"]:
         return torch.from_numpy(np.searchsorted(self.concept_ids, np.asarray(concept_ids, dtype=np.int64)))
 
 

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.stages import STAGES
 from schemas import REJECTS, SHARD, SHARD_LABEL_AREAS, TABLES, TALLY, THRESHOLDS, staging
@@ -77,6 +81,20 @@ def test_cast_orders_types_and_sorts(tmp_path):
     pq.write_table(cast, tmp_path / "table.parquet")
     metadata = pq.read_schema(tmp_path / "table.parquet").metadata
     assert (metadata[b"table"], metadata[b"schema_version"], metadata[b"result_id"]) == (b"example", b"3", b"r")
+
+
+ROWS = st.lists(st.tuples(st.integers(-3, 3), st.sampled_from(["", "a", "b", "B", "é", "\U0001f600", "\uffee"])))
+
+
+@given(ROWS)
+def test_rows_are_sorted_by_numbers_and_text_ties_as_they_came(drawn):
+    units, names = ([row[place] for row in drawn] for place in (0, 1))
+    table = pa.table({"unit": pa.array(units, pa.int64()), "name": pa.array(names, pa.string())})
+    table = table.append_column("value", pa.array(range(len(drawn)), pa.int64()))
+    cast = replace(EXAMPLE, sort=("name", "unit")).cast(table)
+    expected = sorted(range(len(drawn)), key=lambda place: (names[place].encode(), units[place]))
+    assert cast["value"].to_pylist() == expected
+    assert replace(EXAMPLE, sort=("name", "unit")).cast(cast).equals(cast)
 
 
 @pytest.mark.parametrize(
