@@ -16,9 +16,9 @@ FEW, MANY = 200, 20_000
 
 
 def memory(bench: Bench, few: int = FEW, many: int = MANY) -> Iterator[Figure]:
-    """Peak memory of a process that dissects many small images / few; once each, as it hardly varies."""
+    """Peak memory of a process that dissects many small images / few; a process of its own each time."""
     stores = [bench.ingested(number, write_specks(bench.folder / f"specks-{number}", number)) for number in (few, many)]
-    peaks = interleave(1, *[lambda store=store: _peak_of(bench, store) for store in stores])
+    peaks = interleave(bench.rounds, *[lambda store=store: _peak_of(bench, store) for store in stores])
     for number, peak in zip((few, many), peaks, strict=True):
         yield Figure(f"peak memory, MiniNet, {number} images of 32 px", peak, "MB")
     yield Figure(f"peak memory, {many} images / {few}", ratios(peaks[1], peaks[0]), bar=Bar(1.1))

@@ -31,7 +31,7 @@ class Network:
 
 
 ALEXNET = Network("AlexNet", "alexnet", "features.11")
-VGG16 = Network("VGG16", "vgg16", "features.29", fewer=12)
+VGG16 = Network("VGG16", "vgg16", "features.29", fewer=6)
 SQUEEZENET = Network("SqueezeNet", "squeezenet1_1", "features.12", "squeezenet1_1_imagenet.safetensors")
 RESNET18 = Network("ResNet-18", "resnet18", "layer4", fewer=3)
 MININET = Network("MiniNet", "mininet", "features.9")

@@ -217,12 +217,13 @@ def staged_tables(
     Raises:
         StoreError: a file cannot be read, or is none of Arrow's.
     """
-    yield from read_ahead(lambda shard: _read_staged(store, result_id, shard, suffix, columns), shards)
+    yield from read_ahead(lambda shard: read_staged(store, result_id, shard, suffix, columns), shards)
 
 
-def _read_staged(
-    store: Store, result_id: str, shard: Shard, suffix: str, columns: list[str] | None
+def read_staged(
+    store: Store, result_id: str, shard: Shard, suffix: str, columns: list[str] | None = None
 ) -> tuple[Shard, StoredFile, pa.Table]:
+    """One of `staged_tables`."""
     path = staging_path(result_id, f"{shard.name}.{suffix}")
     data = store.read(path)
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.passes import GIB, KEPT_PER_CELL_ABOVE, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, staged_tables
+from pipeline.stage import Job, LayerJob, Reduced, Stage, read_staged, stage_table
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
 from pipeline.store import Store, StoredFile, to_json
@@ -28,7 +28,7 @@ logger = logging.getLogger("raydissect")
 
 PASSES_FILE = "passes.json"
 
-MOST_TOP_ROWS = 2**19
+MOST_TOP_ROWS = 2**16
 """Candidates for top images that are held before all but the top ones are dropped."""
 
 
@@ -90,13 +90,13 @@ class Record(Stage):
         total = UnitStatistics.none(layer.layer.num_units)
         bound, staging, tops = None, [], _TopImages(self.top_images)
 
-        def read_maxima(shard: Shard) -> pa.Table:
-            path = staging_path(layer.result_id, self.marker(shard))
-            return job.store.read_table(path, ["image_id", "unit", "max"])
+        def read(shard: Shard) -> tuple[Shard, StoredFile, pa.Table, pa.Table]:
+            maxima = job.store.read_table(
+                staging_path(layer.result_id, self.marker(shard)), ["image_id", "unit", "max"]
+            )
+            return *read_staged(job.store, layer.result_id, shard, "units.arrow"), maxima
 
-        shards = self.shards(job)
-        units = staged_tables(job.store, layer.result_id, shards, "units.arrow")
-        for (shard, file, table), maxima in zip(units, read_ahead(read_maxima, shards), strict=True):
+        for shard, file, table, maxima in read_ahead(read, self.shards(job)):
             staging += [file, *_named_files(layer.result_id, shard, table)]
             bound = table["bound"]
             total += _statistics(table)
