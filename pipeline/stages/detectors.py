@@ -39,21 +39,20 @@ class Detectors(Stage):
         counts = _Counts(job, layer, index, self.union, self.splits or job.manifest.splits)
         total, mask = counts.dense(*counts.read(TALLY, AREAS))
         union = unions(total, mask, counts.label_pixels)
-        iou = ious(total, union)  # unit concept
-        overall = best_concepts(total, union, torch.ones(len(index.concept_ids), dtype=torch.bool))
         null = self._null(counts)
         present = index.membership.any(0).nonzero().flatten().tolist()
         best = [best_concepts(total, union, index.membership[:, place]) for place in present]
         best = torch.stack(best, 1)  # unit category
-        jackknife = Jackknife(total.gather(1, best), union.gather(1, best))
+        total, union = total.gather(1, best), union.gather(1, best)  # unit category
+        iou, overall = ious(total, union), _best_of(best, total, union)
+        jackknife = Jackknife(total, union)
         for own in counts.shards(best):
             jackknife.leave_out(*own)
         interval = jackknife.interval()
         rows = []
         for column, place in enumerate(present):
-            chosen = best[:, column]
+            chosen, value = best[:, column], iou[:, column]
             unit = torch.arange(len(chosen))
-            value = iou[unit, chosen]
             rows.append(
                 pa.table(
                     {
@@ -65,8 +64,8 @@ class Detectors(Stage):
                         "iou_low": _or_null(interval and interval[0][:, column], len(unit)),
                         "iou_high": _or_null(interval and interval[1][:, column], len(unit)),
                         "p_value": _or_null(None if null is None else p_values(value, null), len(unit)),
-                        "intersection": total[unit, chosen].numpy(),
-                        "union": union[unit, chosen].numpy(),
+                        "intersection": total[:, column].numpy(),
+                        "union": union[:, column].numpy(),
                         "is_detector": (value > self.min_iou).numpy(),
                         "is_best_overall": (chosen == overall).numpy(),
                     }
@@ -172,6 +171,14 @@ class _Counts:
 
     def _chosen(self, table: pa.Table) -> pa.Table:
         return table if self._splits is None else table.filter(pc.field("split").isin(self._splits))
+
+
+def _best_of(best: Tensor, intersection: Tensor, union: Tensor) -> Tensor:
+    """The best concept of each unit among its best of every category; all of unit and category."""
+    best, order = best.sort(1)  # ties go to the lowest concept
+    every = torch.ones(best.shape[1], dtype=torch.bool)
+    column = best_concepts(intersection.gather(1, order), union.gather(1, order), every)
+    return best.gather(1, column[:, None])[:, 0]
 
 
 def _units(table: pa.Table) -> Tensor:

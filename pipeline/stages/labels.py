@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ LABEL_COLUMNS = [
     "concept_masks",
     "image_concept_ids",
 ]
+
+
+LOOKED_UP = 2**20
+"""Concept ids below this are looked up in a table, which has a place for each."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,21 @@ class ConceptIndex:
         return ConceptIndex(self.concept_ids[places.numpy()], names, self.categories, self.membership[places])
 
     def places(self, concept_ids: Sequence[int] | np.ndarray) -> Int64[Tensor, " concept"]:
-        return torch.from_numpy(np.searchsorted(self.concept_ids, np.asarray(concept_ids, dtype=np.int64)))
+        """Where these concepts are; what is said of any that are not in `concept_ids` means nothing."""
+        wanted = np.asarray(concept_ids, dtype=np.int64)
+        if self._place_of is None:
+            return torch.from_numpy(np.searchsorted(self.concept_ids, wanted))
+        return torch.from_numpy(self._place_of[wanted])
+
+    @cached_property
+    def _place_of(self) -> np.ndarray | None:
+        """The place of every number up to the last concept's: quicker to look up than to search for."""
+        numbers = int(self.concept_ids[-1]) + 1 if len(self.concept_ids) else 1
+        if numbers > LOOKED_UP:
+            return None
+        place_of = np.zeros(numbers, np.int64)
+        place_of[self.concept_ids] = np.arange(len(self.concept_ids))
+        return place_of
 
 
 @dataclass(frozen=True)

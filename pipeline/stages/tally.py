@@ -176,11 +176,14 @@ class Totals:
 
     def add(self, part: pa.Table) -> None:
         """Add a shard's rows, of which no two have the same key."""
+        _, splits, units, _ = self._of_concept["intersection"].shape
+        unit = _numbers(part["permutation"]) - OWN_LABELS
+        unit = (unit * splits + _places(part["split"], self._splits)) * units + _numbers(part["unit"])
         of_concept = np.asarray(part["concept_id"].is_valid())
         concept = self._index.places(_numbers(part["concept_id"])).numpy()
         category = _places(part["category"], self._index.categories)
-        self._add(self._of_concept, part, concept, np.flatnonzero(of_concept))
-        self._add(self._of_category, part, category, np.flatnonzero(~of_concept))
+        _add(self._of_concept, part, unit, concept, np.flatnonzero(of_concept))
+        _add(self._of_category, part, unit, category, np.flatnonzero(~of_concept))
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables to publish: of concepts, what is not zero; of categories, all."""
@@ -194,15 +197,6 @@ class Totals:
             "null_areas": self._rows(self._of_category, every, "category", categories, null=True),
         }
 
-    def _add(self, totals: dict[str, np.ndarray], part: pa.Table, place: np.ndarray, rows: np.ndarray) -> None:
-        """Add some rows, whose concept or category has a place; to filter the table first takes many times as long."""
-        _, splits, units, width = next(iter(totals.values())).shape
-        cell = _numbers(part["permutation"]) - OWN_LABELS
-        cell = (cell * splits + _places(part["split"], self._splits)) * units + _numbers(part["unit"])
-        cell = (cell * width + place)[rows]
-        for name, values in totals.items():
-            values.reshape(-1)[cell] += _numbers(part[name])[rows]
-
     def _rows(
         self, totals: dict[str, np.ndarray], chosen: np.ndarray, label: str, labels: np.ndarray, null: bool
     ) -> pa.Table:
@@ -211,6 +205,14 @@ class Totals:
         key = {"unit": unit, label: pa.array(labels).take(place), "split": pa.array(self._splits).take(split)}
         counts = {name: values[part][permutation, split, unit, place] for name, values in totals.items()}
         return pa.table({**({"permutation": permutation} if null else {}), **key, **counts})
+
+
+def _add(totals: dict[str, np.ndarray], part: pa.Table, unit: np.ndarray, place: np.ndarray, rows: np.ndarray) -> None:
+    """Add some rows, whose concept or category has a place; to filter the table first takes many times as long."""
+    width = next(iter(totals.values())).shape[-1]
+    cell = unit[rows] * width + place[rows]
+    for name, values in totals.items():
+        values.reshape(-1)[cell] += _numbers(part[name])[rows]
 
 
 def read_thresholds(job: Job, layer: LayerJob) -> Tensor:

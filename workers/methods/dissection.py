@@ -422,12 +422,12 @@ class Counts:
         concepts, split = annotation.all_concepts, annotation.split
         of_category = membership[concepts]  # concept category
         under_mask = (intersection > 0).float() @ of_category.float() > 0  # map category
-        of_unit = units[:, None]
-        self.intersection[split].index_put_((of_unit, concepts), intersection, accumulate=True)
-        self.mask_pixels_concept[split].index_put_((of_unit, concepts), area, accumulate=True)
-        self.mask_pixels_annotated[split].index_put_((units,), area * of_category.any(0), accumulate=True)
-        self.mask_pixels_under_mask[split].index_put_((units,), area * under_mask, accumulate=True)
-        self.mask_pixels[split].index_put_((units,), area[:, 0], accumulate=True)
+        cell = (units[:, None] * len(membership) + concepts).flatten()
+        self.intersection[split].view(-1).index_add_(0, cell, intersection.flatten())
+        self.mask_pixels_concept[split].view(-1).index_add_(0, cell, area.expand_as(intersection).flatten())
+        self.mask_pixels_annotated[split].index_add_(0, units, area * of_category.any(0))
+        self.mask_pixels_under_mask[split].index_add_(0, units, area * under_mask)
+        self.mask_pixels[split].index_add_(0, units, area[:, 0])
 
 
 def intersections(masks: MaskPixels, annotation: Annotation) -> Int64[Tensor, "map any_concept"]:
