@@ -24,6 +24,7 @@ from benchmarks.staged import staged
 from benchmarks.table import append, describe, print_table, to_markdown
 from benchmarks.units import units
 from benchmarks.workers import workers
+from pipeline.errors import InputError, SettingsError
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     function.__name__: function
@@ -56,7 +57,10 @@ def main(
             chosen = names or [
                 name for name in BENCHMARKS if (device == "cpu" or name in ON_GPU) and (not bars or name in WITH_BARS)
             ]
-            measure(replace(bench, device=device), chosen, console, out)
+            try:
+                measure(replace(bench, device=device), chosen, console, out)
+            except (InputError, SettingsError) as error:  # a source that is not there, a device that is none
+                raise typer.BadParameter(str(error)) from error
 
 
 def measure(bench: Bench, names: list[str], console: Console, out: Path | None) -> list[Figure]:

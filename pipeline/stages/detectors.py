@@ -19,7 +19,7 @@ from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
 from pipeline.stages.tally import OWN_LABELS
 from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Manifest, Table
-from workers.methods.detection import Jackknife, Union, best_concepts, ious, p_values, unions
+from workers.methods.detection import Jackknife, Union, best_concepts, best_of_categories, ious, p_values, unions
 
 
 class Detectors(Stage):
@@ -44,7 +44,7 @@ class Detectors(Stage):
         best = [best_concepts(total, union, index.membership[:, place]) for place in present]
         best = torch.stack(best, 1)  # unit category
         total, union = total.gather(1, best), union.gather(1, best)  # unit category
-        iou, overall = ious(total, union), _best_of(best, total, union)
+        iou, overall = ious(total, union), best_of_categories(best, total, union)
         jackknife = Jackknife(total, union)
         for own in counts.shards(best):
             jackknife.leave_out(*own)
@@ -171,14 +171,6 @@ class _Counts:
 
     def _chosen(self, table: pa.Table) -> pa.Table:
         return table if self._splits is None else table.filter(pc.field("split").isin(self._splits))
-
-
-def _best_of(best: Tensor, intersection: Tensor, union: Tensor) -> Tensor:
-    """The best concept of each unit among its best of every category; all of unit and category."""
-    best, order = best.sort(1)  # ties go to the lowest concept
-    every = torch.ones(best.shape[1], dtype=torch.bool)
-    column = best_concepts(intersection.gather(1, order), union.gather(1, order), every)
-    return best.gather(1, column[:, None])[:, 0]
 
 
 def _units(table: pa.Table) -> Tensor:

@@ -107,10 +107,14 @@ def test_workers(bench):
     assert ratio.values == (pytest.approx(two.median / one.median),)
 
 
-def test_the_command_refuses_what_it_does_not_know():
-    ended = CliRunner().invoke(app, ["images", "imges"])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["images", "imges"], "imges"), (["images", "--data", "nowhere"], "nowhere"), (["--device", "tpu"], "tpu")],
+)
+def test_the_command_refuses_what_it_does_not_know(arguments, named):
+    ended = CliRunner().invoke(app, [*arguments, "--images", "4"])
     assert ended.exit_code == 2
-    assert "imges" in ended.output
+    assert named in ended.output
 
 
 def test_every_benchmark_is_explained():

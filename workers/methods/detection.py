@@ -55,6 +55,24 @@ def best_concepts(
     return places[best]
 
 
+def best_of_categories(
+    best: Int64[Tensor, "unit category"],
+    intersection: Int64[Tensor, "unit category"],
+    union: Int64[Tensor, "unit category"],
+) -> Int64[Tensor, " unit"]:
+    """The concept of largest IoU of all, as `best_concepts` finds it, from the best of every category.
+
+    Args:
+        best: the best concept of each category; no concept is in two of them.
+        intersection: I of these concepts.
+        union: U of them.
+    """
+    concepts, order = best.sort(1)  # ties go to the lowest concept
+    every = torch.ones(best.shape[1], dtype=torch.bool)
+    category = best_concepts(intersection.gather(1, order), union.gather(1, order), every)
+    return concepts.gather(1, category[:, None])[:, 0]
+
+
 class Jackknife:
     """Delete-one-shard jackknife of many IoUs at once, one shard at a time.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 
 from pipeline.errors import NoWorkersError
 from pipeline.executor import make_executor
@@ -221,6 +222,14 @@ def test_counts_are_as_wide_as_the_concepts_of_the_shard(tmp_path, monkeypatch):
         work(shard)
     assert sorted(widths) == [2, 2, 3, 3]  # own labels and the null; concept 255 is in one shard only
     assert len(ConceptIndex.of(job).concept_ids) == 3
+
+
+@pytest.mark.parametrize("largest", [7, 2**40])
+def test_concepts_are_found_whatever_their_numbers(largest):
+    index = ConceptIndex(np.array([0, 5, largest]), ["a", "b", "c"], (), torch.zeros(3, 0, dtype=torch.bool))
+    assert index.places([largest, 0, 5, 5]).tolist() == [2, 0, 1, 1]
+    assert index.places([]).tolist() == []
+    assert ConceptIndex(np.array([], np.int64), [], (), torch.zeros(0, 0, dtype=torch.bool)).places([]).tolist() == []
 
 
 @pytest.mark.parametrize("kind", list(ODD))

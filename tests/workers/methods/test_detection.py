@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracle
-from workers.methods.detection import Jackknife, best_concepts, ious, p_values, unions
+from workers.methods.detection import Jackknife, best_concepts, best_of_categories, ious, p_values, unions
 
 COUNT = st.one_of(st.integers(0, 20), st.integers(0, 2**40))
 
@@ -95,3 +95,17 @@ def test_p_values_are_the_oracles(values, null):
     found = p_values(torch.tensor(values, dtype=torch.float64), torch.tensor(null, dtype=torch.float64))
     assert found.tolist() == pytest.approx(oracle.p_values(values, null), rel=1e-15)
     assert found.min() > 0
+
+
+@given(st.data())
+def test_the_best_of_all_is_the_best_of_the_categories(data):
+    concepts = data.draw(st.integers(1, 6))
+    category = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=concepts, max_size=concepts)))
+    counts = st.lists(st.lists(st.integers(0, 3), min_size=concepts, max_size=concepts), min_size=2, max_size=2)
+    intersection = torch.tensor(data.draw(counts))  # few values: many ties
+    union = intersection + torch.tensor(data.draw(counts))
+    own = [category == one for one in category.unique().flip(0)]  # in another order than the concepts
+    best = torch.stack([best_concepts(intersection, union, among) for among in own], 1)
+    found = best_of_categories(best, intersection.gather(1, best), union.gather(1, best))
+    every = torch.ones(concepts, dtype=torch.bool)
+    assert found.tolist() == best_concepts(intersection, union, every).tolist()
