@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from pipeline.errors import StoreError
 from pipeline.results import Result, publish, result_id, staging_path
 from pipeline.settings import Settings
-from pipeline.store import Store, StoredFile
+from pipeline.store import Store, StoredFile, to_json
 from pipeline.study import Study
 from pipeline.threads import at_once, read_ahead
 from schemas import CONCEPTS, Manifest
@@ -189,6 +189,14 @@ class Reduced:
 def stage_table(store: Store, result_id: str, name: str, table: pa.Table) -> StoredFile:
     """Write one staging file."""
     return store.write_table(staging_path(result_id, name), table)
+
+
+def stage_once(store: Store, result_id: str, name: str, value: Any) -> StoredFile:
+    """Write what may come out otherwise another time, as JSON, unless it is there: of two runs, both name the same."""
+    path = staging_path(result_id, name)
+    store.create(path, to_json(value))
+    data = store.read(path)
+    return StoredFile(path, hashlib.sha256(data).hexdigest(), 1, len(data))
 
 
 def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:

@@ -11,9 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_table, stage_writer, staged_tables
+from pipeline.results import staging_path
+from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_once, stage_table, stage_writer, staged_tables
 from pipeline.stages.activations import Kept, keep_activation
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
+from pipeline.store import Store
 from pipeline.threads import at_once
 from schemas.staging import BOUNDS, PILOT_CELLS
 from workers.methods.dissection import largest, rank_of_threshold
@@ -24,6 +26,8 @@ KEPT_BYTES_A_SHARD = 2**28
 KEPT_BYTES = 2**30
 """Most that a pilot leaves of activations, a shard and in all: enough for data sets of which it is a large part."""
 
+SECONDS_FILE = "seconds.json"
+
 
 class Pilot(Stage):
     """Bound B_u = the `tail_quantile` of the pilot's cells, well under T_u.
@@ -32,7 +36,7 @@ class Pilot(Stage):
     """
 
     name: ClassVar[str] = "pilot"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     hangs_on_images: ClassVar[bool] = True
 
     tail_quantile: float = Field(0.02, gt=0, lt=1)  # four times the default quantile of the thresholds
@@ -103,8 +107,19 @@ class Pilot(Stage):
         every = np.concatenate(maxima, axis=1)  # unit image
         active = (every > bound[:, None]).sum(1)
         rows = pa.table({"unit": range(len(cells)), "bound": bound, "active": active})
-        bounds = BOUNDS.cast(rows, images=str(every.shape[1]), seconds=repr(min(seconds)))
-        return Reduced({}, [stage_table(job.store, layer.result_id, "bounds.arrow", bounds)])
+        bounds = BOUNDS.cast(rows, images=str(every.shape[1]))
+        return Reduced(
+            {},
+            [
+                stage_table(job.store, layer.result_id, "bounds.arrow", bounds),
+                stage_once(job.store, layer.result_id, SECONDS_FILE, {"seconds_per_image": min(seconds)}),
+            ],
+        )
+
+
+def read_seconds(store: Store, result_id: str) -> float:
+    """Seconds an image of a forward pass up to the layer, as the pilot measured them."""
+    return store.read_json(staging_path(result_id, SECONDS_FILE))["seconds_per_image"]
 
 
 class _Clock:

@@ -15,10 +15,11 @@ from torch import Tensor
 from pipeline.columns import to_tensor
 from pipeline.passes import GIB, KEPT_PER_CELL_ABOVE, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, read_staged, stage_table
+from pipeline.stage import Job, LayerJob, Reduced, Stage, read_staged, stage_once, stage_table
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
-from pipeline.store import Store, StoredFile, to_json
+from pipeline.stages.pilot import read_seconds
+from pipeline.store import Store, StoredFile
 from pipeline.threads import at_once, read_ahead
 from schemas.staging import TAIL_CELLS, TOP_IMAGES, UNIT_STATISTICS, tail_maps
 from workers.methods.tail_maps import Cut, SparseMaps, TailCells, UnitStatistics, concatenate, cut_tail
@@ -56,9 +57,8 @@ class Record(Stage):
     def prepare(self, job: Job) -> None:
         """Settle whether tail maps are kept; what an earlier run began with stays."""
         for name, choice in self.choices(job).items():
-            path = staging_path(job.layers[name].result_id, PASSES_FILE)
-            if not job.store.create(path, to_json(choice.to_json())):
-                choice = read_choice(job.store, job.layers[name].result_id)
+            stage_once(job.store, job.layers[name].result_id, PASSES_FILE, choice.to_json())
+            choice = read_choice(job.store, job.layers[name].result_id)
             logger.info("record: layer %s: passes=%s: %s", name, choice.passes, choice.reason)
 
     def choices(self, job: Job) -> dict[str, Choice]:
@@ -104,9 +104,8 @@ class Record(Stage):
         rows = {"unit": range(layer.layer.num_units), "bound": bound, **_columns(total)}
         staging.append(stage_table(job.store, layer.result_id, "units.arrow", UNIT_STATISTICS.cast(pa.table(rows))))
         staging.append(stage_table(job.store, layer.result_id, "top_images.arrow", TOP_IMAGES.cast(tops.table())))
-        choice = job.store.read(staging_path(layer.result_id, PASSES_FILE))
-        sha256 = hashlib.sha256(choice).hexdigest()
-        staging.append(StoredFile(staging_path(layer.result_id, PASSES_FILE), sha256, 1, len(choice)))
+        choice = read_choice(job.store, layer.result_id)
+        staging.append(stage_once(job.store, layer.result_id, PASSES_FILE, choice.to_json()))
         forget_activations(job, layer)
         return Reduced(self.tables(job, layer), staging)
 
@@ -165,7 +164,7 @@ def estimate(job: Job, layer: LayerJob) -> Estimate:
     cells = images / int(metadata[b"images"]) * int(bounds["active"].to_numpy().sum()) * found.cells  # of tail maps
     above = layer.inputs["pilot"].settings["tail_quantile"] * images * found.num_units * found.cells
     size = cells / 8 + 4 * min(cells, KEPT_PER_CELL_ABOVE * above)
-    return Estimate(found.name, round(size), images * float(metadata[b"seconds"]))
+    return Estimate(found.name, round(size), images * read_seconds(job.store, layer.inputs["pilot"].result_id))
 
 
 @dataclass

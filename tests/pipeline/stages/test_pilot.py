@@ -1,8 +1,12 @@
+import hashlib
+import shutil
+
 import numpy as np
 import pytest
 
 from pipeline.errors import ShardsFailed
 from pipeline.results import staging_path
+from pipeline.stages.pilot import read_seconds
 from tests import dissect, oracle, small
 
 
@@ -37,3 +41,18 @@ def test_an_activation_that_is_not_finite_ends_the_run_with_layer_unit_and_image
     with pytest.raises(ShardsFailed, match=r"layer features.3, unit 5, image source[01]/image_\d+.jpg: .* NaN or inf"):
         dissect.ingest_and_run(tmp_path / "store", *settings)
     assert dissect.read_table(tmp_path / "store", "runs")["outcome"].tolist() == ["failed"]
+
+
+def test_what_a_second_run_measures_changes_no_file_that_a_manifest_names(tmp_path, store, chosen):
+    store = shutil.copytree(store, tmp_path / "store")
+    stage, job = small.job_of("pilot", store, *chosen)
+    (layer, *_) = job.layers.values()
+    first = stage.reduce(job, layer).staging
+    before = read_seconds(job.store, layer.result_id)
+    for shard in stage.shards(job):
+        path = staging_path(layer.result_id, f"{shard.name}.arrow")
+        table = job.store.read_table(path)
+        job.store.write_table(path, table.replace_schema_metadata({**table.schema.metadata, b"seconds": b"1000.0"}))
+    assert stage.reduce(job, layer).staging == first
+    assert read_seconds(job.store, layer.result_id) == before
+    assert [hashlib.sha256(job.store.read(file.path)).hexdigest() for file in first] == [file.sha256 for file in first]
