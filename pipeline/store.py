@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -106,10 +107,12 @@ class Store:
             return sorted(path[len(root) + 1 :] for path in filesystem.find(root) if path.endswith(".partial"))
 
     def remove(self, path: str) -> None:
+        """Remove a file, unless it is gone already or another process removes it just now."""
         filesystem, root = self.filesystem
         with self._errors("remove", path):
             if filesystem.exists(f"{root}/{path}"):
-                filesystem.rm_file(f"{root}/{path}")
+                with suppress(FileNotFoundError):
+                    filesystem.rm_file(f"{root}/{path}")
 
     def list(self, folder: str) -> list[str]:
         """All files under a folder, sorted, relative to the store; none if it does not exist."""

@@ -153,6 +153,9 @@ def test_two_runs_at_once_publish_each_result_once(tmp_path):
         assert len(list_results(Store(str(place)))) == 7 * 2
     for result in list_results(Store(str(both))):
         for file in [*result.tables.values(), *result.staging]:
-            assert hashlib.sha256(Path(both, file.path).read_bytes()).hexdigest() == file.sha256, (result.stage, file.path)
+            assert hashlib.sha256(Path(both, file.path).read_bytes()).hexdigest() == file.sha256, (
+                result.stage,
+                file.path,
+            )
     small.same_tables(alone, both, "thresholds", "tally", "areas", "detectors", "exemplars")
     assert len(dissect.read_table(both, "runs")) == 2

@@ -107,3 +107,20 @@ def test_digest_depends_on_values_not_on_order():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 1.5})
     assert to_json({"b": 1, "a": 2}) == b'{\n "a": 2,\n "b": 1\n}\n'
+
+
+def test_what_another_removes_meanwhile_is_removed(store, monkeypatch):
+    store.write("a", b"1")
+    filesystem, _ = store.filesystem
+    exists = type(filesystem).exists
+
+    def slow(self, path: str, **more) -> bool:
+        found = exists(self, path, **more)
+        if found:
+            self.rm_file(path)  # as another process would, right after this one looked
+        return found
+
+    monkeypatch.setattr(type(filesystem), "exists", slow)
+    store.remove("a")
+    monkeypatch.undo()
+    assert not store.exists("a")
