@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.columns import to_tensor
+from pipeline.columns import places_in, to_tensor
 from pipeline.errors import InputError, SettingsError
 from pipeline.results import read_result_table
 from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, staged_tables
@@ -164,9 +164,7 @@ class _Counts:
     def _by_category(self, areas: pa.Table) -> Tensor:
         """A' of unit and category."""
         areas, width = self._chosen(areas), len(self._index.categories)
-        encoded = areas["category"].combine_chunks().dictionary_encode()
-        order = [self._index.categories.index(name) for name in encoded.dictionary.to_pylist()]
-        places = torch.from_numpy(np.asarray(order, dtype=np.int64)[encoded.indices.to_numpy()])
+        places = torch.from_numpy(places_in(self._index.categories, areas["category"]))
         return _add(areas, self._mask_pixels, _units(areas) * width + places, self._units * width).view(-1, width)
 
     def _chosen(self, table: pa.Table) -> pa.Table:

@@ -59,7 +59,7 @@ class ConceptIndex:
         return ConceptIndex(self.concept_ids[places.numpy()], names, self.categories, self.membership[places])
 
     def places(self, concept_ids: Sequence[int] | np.ndarray) -> Int64[Tensor, " concept"]:
-        """Where these concepts are; what is said of any that are not in `concept_ids` means nothing."""
+        """Where these concepts are: each is in `concept_ids`, or 0 where there is none and its place means nothing."""
         wanted = np.asarray(concept_ids, dtype=np.int64)
         if self._place_of is None:
             return torch.from_numpy(np.searchsorted(self.concept_ids, wanted))

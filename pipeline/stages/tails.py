@@ -181,9 +181,8 @@ def _read(job: Job, layer: LayerJob, record: Result, shard: Shard, level: Float3
 def _lists(column: pa.ChunkedArray) -> tuple[Int64[Tensor, " row"], Tensor]:
     """A column of lists as their lengths, and what is in them one after another."""
     lists = column.combine_chunks()
-    return torch.from_numpy(np.array(lists.value_lengths(), dtype=np.int64)), torch.from_numpy(
-        np.array(lists.flatten())
-    )
+    lengths, values = np.array(lists.value_lengths(), dtype=np.int64), np.array(lists.flatten())
+    return torch.from_numpy(lengths), torch.from_numpy(values)
 
 
 def _bits(column: pa.ChunkedArray) -> np.ndarray:

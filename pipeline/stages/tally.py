@@ -1,6 +1,5 @@
 """Tally: count the pixels where each unit's mask meets each concept."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.columns import to_tensor
+from pipeline.columns import places_in, to_tensor
 from pipeline.results import read_result_table
 from pipeline.stage import Job, LayerJob, Reduced, stage_writer, staged_tables
 from pipeline.stages.labels import ConceptIndex, ShardLabels, read_annotations
@@ -178,10 +177,10 @@ class Totals:
         """Add a shard's rows, of which no two have the same key."""
         _, splits, units, _ = self._of_concept["intersection"].shape
         unit = _numbers(part["permutation"]) - OWN_LABELS
-        unit = (unit * splits + _places(part["split"], self._splits)) * units + _numbers(part["unit"])
+        unit = (unit * splits + places_in(self._splits, part["split"])) * units + _numbers(part["unit"])
         of_concept = np.asarray(part["concept_id"].is_valid())
         concept = self._index.places(_numbers(part["concept_id"])).numpy()
-        category = _places(part["category"], self._index.categories)
+        category = places_in(self._index.categories, part["category"])
         _add(self._of_concept, part, unit, concept, np.flatnonzero(of_concept))
         _add(self._of_category, part, unit, category, np.flatnonzero(~of_concept))
 
@@ -256,10 +255,3 @@ def _with_nulls(rows: pa.Table) -> pa.Table:
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     """A column of whole numbers, 0 for a null."""
     return column.fill_null(0).to_numpy().astype(np.int64, copy=False)
-
-
-def _places(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    """Where each of a column's strings is in a list, 0 for a null."""
-    coded = column.combine_chunks().dictionary_encode()
-    places = np.array([*map(list(names).index, coded.dictionary.to_pylist()), 0], dtype=np.int64)
-    return places[coded.indices.fill_null(len(places) - 1).to_numpy()]
