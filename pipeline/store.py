@@ -2,6 +2,8 @@
 
 Locally a file is written beside its place and renamed; on an object store it is one PUT. `create`
 publishes only where nothing is yet, so that of two writers one wins and the other learns of it.
+
+A store that is not a disk may refuse, hang or answer too late: every operation is tried again for a while.
 """
 
 from __future__ import annotations  # the method `list` hides the built-in type
@@ -10,18 +12,35 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import get_protocol
 
 from pipeline.errors import SettingsError, StoreError
+from pipeline.retries import explain, http_status, is_taken, is_transient, retry, retry_seconds
+
+PROBE = "create-only.txt"
+"""The file by which a store proves that it refuses to write over another."""
+
+_BIGGEST_PUT = 5 * 2**30
+"""Bytes that S3 takes in one PUT. So no upload has parts that a killed writer would leave behind, unseen and paid for."""
+
+_proved: set[str] = set()
+"""URLs of the stores that this process has seen refuse."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,8 @@ class Store:
 
     Args:
         url: a local folder or any fsspec URL (`s3://bucket/prefix`, `memory://name`).
-        options: fsspec storage options; credentials belong in the environment, not here.
+        options: fsspec storage options; credentials belong in the environment, not here. `retry_seconds` is none
+            of fsspec's: for how long an operation is tried again, else what the environment says.
 
     Raises:
         StoreError: by every method that cannot read or write; the message names the path.
@@ -51,88 +71,159 @@ class Store:
 
     @property
     def filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """The fsspec file system, and the store's root in it.
+        """The fsspec file system, and the store's root in it, for readers that go by themselves.
 
-        Without its cache of listings: others write beside this process.
+        Without its cache of listings: others write beside this process. On S3, each request is tried three times.
         """
+        return self._open(attempts=3, timeout=15)
+
+    def _open(self, attempts: int, timeout: float) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system with so many attempts a request inside it, and seconds until silence counts as an error."""
+        options = {"use_listings_cache": False, **self.options}
+        options.pop("retry_seconds", None)
+        is_s3 = get_protocol(self.url) in ("s3", "s3a")
+        if is_s3:
+            config = {"total_max_attempts": attempts, "mode": "standard"}
+            options["config_kwargs"] = {
+                "retries": config,
+                "connect_timeout": 10,
+                "read_timeout": timeout,
+                **options.get("config_kwargs", {}),
+            }
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **self.options})
+            filesystem, root = fsspec.core.url_to_fs(self.url, **options)
         except (ValueError, ImportError) as error:
             raise SettingsError(f"cannot open {self.url}: {error}") from error
+        if is_s3:
+            filesystem.retries = min(attempts, 2)  # s3fs's own attempts at a body, around botocore's at a request
         return filesystem, root.rstrip("/")
+
+    @property
+    def _once(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system that tries nothing again: what it did, and what it did not, is known."""
+        return self._open(attempts=1, timeout=30)
 
     def location(self, path: str) -> str:
         """The full path or URL of a file, for messages and for other readers."""
         return f"{self.url.rstrip('/')}/{path}"
 
     def exists(self, path: str) -> bool:
-        filesystem, root = self.filesystem
-        with self._errors("look for", path):
+        filesystem, root = self._once
+
+        def look() -> bool:
             filesystem.invalidate_cache()  # another process may have written it since a listing was kept
             return filesystem.exists(f"{root}/{path}")
 
+        return self._try("look for", path, look)
+
     def read(self, path: str) -> bytes:
-        filesystem, root = self.filesystem
-        with self._errors("read", path):
-            return cast(bytes, filesystem.cat_file(f"{root}/{path}"))
+        """The bytes of a file: all of them, or an error."""
+        filesystem, root = self._once
+        return self._try("read", path, lambda: _read_whole(filesystem, f"{root}/{path}"))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole, over an older one if there is one."""
-        filesystem, root = self.filesystem
-        with self._errors("write", path):
+        filesystem, root = self._once
+
+        def put() -> None:
             if isinstance(filesystem, LocalFileSystem):
                 _write_local(Path(root, path), data, overwrite=True)
             else:
-                filesystem.pipe_file(f"{root}/{path}", data)
+                filesystem.pipe_file(f"{root}/{path}", data, **_put_options(filesystem, data))
+
+        self._try("write", path, put)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file whole unless there is one; whether this call wrote it."""
-        filesystem, root = self.filesystem
-        with self._errors("write", path):
+        """Write a file whole unless there is one; whether this call wrote it.
+
+        Where an answer was lost, the file may be this call's own: it is, if it holds the same bytes.
+        """
+        filesystem, root = self._once
+        lost = False
+
+        def put() -> bool:
+            nonlocal lost
             try:
                 if isinstance(filesystem, LocalFileSystem):
                     _write_local(Path(root, path), data, overwrite=False)
                 else:
-                    filesystem.pipe_file(f"{root}/{path}", data, mode="create")
-            except FileExistsError:
-                return False
+                    filesystem.pipe_file(f"{root}/{path}", data, mode="create", **_put_options(filesystem, data))
+            except Exception as error:
+                if is_taken(error):
+                    return lost and _read_whole(filesystem, f"{root}/{path}") == data
+                lost = lost or is_transient(error)
+                raise
             return True
+
+        return self._try("write", path, put)
+
+    def check_create_only(self) -> None:
+        """See, once a process, that the store refuses to write over a file where it is told to.
+
+        A server that does not know the condition would write, and of two writers of a result both would win.
+
+        Raises:
+            StoreError: it does not refuse.
+        """
+        if isinstance(self._once[0], (LocalFileSystem, MemoryFileSystem)) or self.url in _proved:
+            return
+        text = "raydissect looks here whether this store refuses to write over a file. Whoever removes it does no harm."
+        try:
+            refused = any(not self.create(PROBE, f"{text} {secrets.token_hex(8)}\n".encode()) for _ in range(2))
+        except StoreError as error:
+            if http_status(error) != 501:
+                raise
+            refused = False
+        if not refused:
+            raise StoreError(
+                f"cannot publish to {self.url}: its server writes over {PROBE} although told `If-None-Match: *`, or "
+                "does not know that header. Results need conditional writes, or two runs could both publish one: use a "
+                "server that has them, as docs/operations.md lists, or a local folder"
+            )
+        _proved.add(self.url)
 
     def partials(self) -> list[str]:
         """What writers that were killed left of local files; no reader sees these."""
-        filesystem, root = self.filesystem
+        filesystem, root = self._once
         if not isinstance(filesystem, LocalFileSystem):
             return []
-        with self._errors("list", ""):
+
+        def find() -> list[str]:
             return sorted(path[len(root) + 1 :] for path in filesystem.find(root) if path.endswith(".partial"))
+
+        return self._try("list", "", find)
 
     def remove(self, path: str) -> None:
         """Remove a file, unless it is gone already or another process removes it just now."""
-        filesystem, root = self.filesystem
-        with self._errors("remove", path):
+        filesystem, root = self._once
+
+        def remove() -> None:
             if filesystem.exists(f"{root}/{path}"):
                 with suppress(FileNotFoundError):
                     filesystem.rm_file(f"{root}/{path}")
 
+        self._try("remove", path, remove)
+
     def list(self, folder: str) -> list[str]:
         """All files under a folder, sorted, relative to the store; none if it does not exist."""
-        filesystem, root = self.filesystem
-        with self._errors("list", folder):
+        filesystem, root = self.filesystem  # that tries each page again, not all of them because of one
+
+        def find() -> list[str]:
             filesystem.invalidate_cache()
-            found = filesystem.find(f"{root}/{folder}")
+            return cast("list[str]", filesystem.find(f"{root}/{folder}"))
+
+        found = self._try("list", folder, find)
         start = len(filesystem._strip_protocol(f"{root}/")) if not root else len(root) + 1
         return sorted(path[start:] for path in found if not path.endswith(".partial"))
 
     def modified(self, path: str) -> float:
         """When a file was last written, in seconds since 1970."""
-        filesystem, root = self.filesystem
-        with self._errors("look at", path):
-            return filesystem.modified(f"{root}/{path}").timestamp()
+        filesystem, root = self._once
+        return self._try("look at", path, lambda: filesystem.modified(f"{root}/{path}").timestamp())
 
     def size(self, path: str) -> int:
-        filesystem, root = self.filesystem
-        with self._errors("look at", path):
-            return int(filesystem.info(f"{root}/{path}")["size"])
+        filesystem, root = self._once
+        return self._try("look at", path, lambda: int(filesystem.info(f"{root}/{path}")["size"]))
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read(path))
@@ -160,38 +251,61 @@ class Store:
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet or Arrow file, or some of its columns."""
-        filesystem, root = self.filesystem
-        with self._errors("read", path), filesystem.open(f"{root}/{path}", "rb") as file:
-            if path.endswith(".arrow"):
+        filesystem, root = self._once
+
+        def read() -> pa.Table:
+            with filesystem.open(f"{root}/{path}", "rb") as file:
+                if not path.endswith(".arrow"):
+                    return pq.ParquetFile(file).read(columns=columns)
                 reader = pa.ipc.open_file(file)
-                if columns is not None:
-                    indices = [reader.schema.get_field_index(name) for name in columns]
-                    file.seek(0)
-                    reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=indices))
-                    return reader.read_all().select(columns)
-                return reader.read_all()
-            return pq.ParquetFile(file).read(columns=columns)
+                if columns is None:
+                    return reader.read_all()
+                indices = [reader.schema.get_field_index(name) for name in columns]
+                file.seek(0)
+                reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=indices))
+                return reader.read_all().select(columns)
 
-    def _errors(self, verb: str, path: str) -> _StoreErrors:
-        return _StoreErrors(f"cannot {verb} {self.location(path)}")
+        return self._try("read", path, read)
+
+    def _try(self, verb: str, path: str, call: Callable[[], Made]) -> Made:
+        """Call, again and again where that may help; the many errors of file systems become one that names the path."""
+        what, seconds = f"cannot {verb} {self.location(path)}", retry_seconds(self.options)
+        try:
+            is_local = isinstance(self._once[0], LocalFileSystem)
+            return call() if is_local else retry(call, what, seconds)
+        except StoreError:
+            raise
+        except Exception as error:
+            of_client = type(error).__module__ != "builtins"  # botocore's are no OSErrors
+            if isinstance(error, (OSError, pa.ArrowException)) or of_client:
+                raise StoreError(f"{what}: {explain(error, seconds)}") from error
+            raise
 
 
-@dataclass(frozen=True)
-class _StoreErrors:
-    """Turns the many errors of file systems into one that names the path."""
+def _read_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes of a file.
 
-    what: str
+    Raises:
+        ConnectionError: fewer came than the file has.
+    """
+    if "s3" in filesystem.protocol:  # one GET, whose length botocore compares with what the answer's head says
+        return cast(bytes, filesystem.cat_file(path, max_concurrency=1))
+    data = cast(bytes, filesystem.cat_file(path))
+    if not isinstance(filesystem, (LocalFileSystem, MemoryFileSystem)):
+        size = filesystem.info(path).get("size")
+        if size is not None and size != len(data):
+            raise ConnectionError(f"{len(data)} of {size} bytes came")
+    return data
 
-    def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, StoreError):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise StoreError(f"{self.what}: there is no such file") from error
-        of_client = isinstance(error, Exception) and type(error).__module__ != "builtins"  # botocore's are no OSErrors
-        if isinstance(error, (OSError, pa.ArrowException)) or of_client:
-            raise StoreError(f"{self.what}: {error}") from error
+def _put_options(filesystem: fsspec.AbstractFileSystem, data: bytes) -> dict[str, Any]:
+    """How `data` is uploaded: on S3 in one PUT; elsewhere too, within a time that a slow network keeps."""
+    options: dict[str, Any] = {}
+    if isinstance(filesystem, AsyncFileSystem):
+        options["timeout"] = 60 + len(data) / 250_000  # seconds; a server that stops to read is not noticed otherwise
+    if "s3" in filesystem.protocol:
+        options["chunksize"] = _BIGGEST_PUT
+    return options
 
 
 def _serialize(table: pa.Table, path: str) -> bytes:
