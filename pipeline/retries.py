@@ -95,15 +95,15 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, _LASTING):
         return False
-    if codes(error) & _CODES:
-        return True
-    if (status := http_status(error)) is not None:
-        return status in _STATUSES
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     if "botocore.exceptions.SSLError" in names or "aiohttp.client_exceptions.ClientSSLError" in names:
         return "certificate" not in str(error).lower()
-    if names & _CLASSES or isinstance(error, (ConnectionError, TimeoutError, http.client.IncompleteRead)):
+    if names & _CLASSES or codes(error) & _CODES:
         return True
+    if isinstance(error, (ConnectionError, TimeoutError, http.client.IncompleteRead)):
+        return True
+    if (status := http_status(error)) is not None:
+        return status in _STATUSES
     return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
@@ -128,7 +128,10 @@ def codes(error: BaseException) -> set[str]:
 
 
 def said(error: BaseException | None) -> str:
-    """An error in words, since some have none of their own."""
+    """An error in words: the server's where it said something, since s3fs keeps only some of them."""
+    for one in _chain(error):
+        if told := _response(one).get("Error"):
+            return ": ".join(str(part) for part in (told.get("Code"), told.get("Message")) if part)
     return str(error) or type(error).__name__
 
 
@@ -145,8 +148,7 @@ def explain(error: BaseException, seconds: float) -> str:
             "~/.aws/credentials, here and on every worker"
         )
     if isinstance(error, PermissionError) and (found or http_status(error)):
-        told = ", ".join(sorted(found))
-        return f"{said(error)} ({told}): the store refuses this key, or the key may not do this; check the credentials"
+        return f"{said(error)}: the store refuses this key, or the key may not do this; check the credentials"
     if is_transient(error):
         return (
             f"{said(error)}; gave up after {seconds:g} s ({VARIABLE} sets how long). "

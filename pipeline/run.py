@@ -55,6 +55,7 @@ def execute(
     outcome = Outcome(run_id, subject.study.study_id, list(subject.layers))
     ended, error = "failed", None
     try:
+        subject.store.check_create_only()
         subject.study.publish(subject.store)
         plan = make_plan(subject.store, subject.study, list(subject.layers), wanted, stages)
         _announce(subject, plan, run_id, started)

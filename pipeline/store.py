@@ -34,8 +34,14 @@ from pipeline.retries import explain, http_status, is_taken, is_transient, retry
 PROBE = "create-only.txt"
 """The file by which a store proves that it refuses to write over another."""
 
+SILENCE = 30.0
+"""Seconds without a byte after which a server counts as hung."""
+
 _BIGGEST_PUT = 5 * 2**30
 """Bytes that S3 takes in one PUT. So no upload has parts that a killed writer would leave behind, unseen and paid for."""
+
+_MARK = "created-by"
+"""The metadata by which an S3 object says which call of `create` wrote it."""
 
 _proved: set[str] = set()
 """URLs of the stores that this process has seen refuse."""
@@ -75,33 +81,31 @@ class Store:
 
         Without its cache of listings: others write beside this process. On S3, each request is tried three times.
         """
-        return self._open(attempts=3, timeout=15)
+        return self._open(attempts=3, silence=SILENCE / 2)
 
-    def _open(self, attempts: int, timeout: float) -> tuple[fsspec.AbstractFileSystem, str]:
+    def _open(self, attempts: int, silence: float) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system with so many attempts a request inside it, and seconds until silence counts as an error."""
         options = {"use_listings_cache": False, **self.options}
         options.pop("retry_seconds", None)
-        is_s3 = get_protocol(self.url) in ("s3", "s3a")
-        if is_s3:
-            config = {"total_max_attempts": attempts, "mode": "standard"}
+        if get_protocol(self.url) in ("s3", "s3a"):
             options["config_kwargs"] = {
-                "retries": config,
+                "retries": {"total_max_attempts": attempts, "mode": "standard"},
                 "connect_timeout": 10,
-                "read_timeout": timeout,
+                "read_timeout": silence,
                 **options.get("config_kwargs", {}),
             }
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, **options)
         except (ValueError, ImportError) as error:
             raise SettingsError(f"cannot open {self.url}: {error}") from error
-        if is_s3:
+        if is_s3(filesystem):
             filesystem.retries = min(attempts, 2)  # s3fs's own attempts at a body, around botocore's at a request
         return filesystem, root.rstrip("/")
 
     @property
     def _once(self) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system that tries nothing again: what it did, and what it did not, is known."""
-        return self._open(attempts=1, timeout=30)
+        return self._open(attempts=1, silence=SILENCE)
 
     def location(self, path: str) -> str:
         """The full path or URL of a file, for messages and for other readers."""
@@ -136,10 +140,13 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Write a file whole unless there is one; whether this call wrote it.
 
-        Where an answer was lost, the file may be this call's own: it is, if it holds the same bytes.
+        Where an answer was lost, the file that is met may be this call's own. On S3 it carries the call's mark: also
+        aiohttp, and gateways, send a PUT again without a word. Elsewhere it is its own if it holds the same bytes.
         """
         filesystem, root = self._once
-        lost = False
+        where, mark, lost = f"{root}/{path}", secrets.token_hex(16), False
+        if is_s3(filesystem) and len(data) >= _BIGGEST_PUT:  # in parts, some servers forget the condition: Ceph 16 does
+            raise StoreError(f"cannot write {self.location(path)}: it has {len(data)} bytes, and one PUT takes fewer")
 
         def put() -> bool:
             nonlocal lost
@@ -147,10 +154,13 @@ class Store:
                 if isinstance(filesystem, LocalFileSystem):
                     _write_local(Path(root, path), data, overwrite=False)
                 else:
-                    filesystem.pipe_file(f"{root}/{path}", data, mode="create", **_put_options(filesystem, data))
+                    marked = {"Metadata": {_MARK: mark}} if is_s3(filesystem) else {}
+                    filesystem.pipe_file(where, data, mode="create", **marked, **_put_options(filesystem, data))
             except Exception as error:
+                if is_taken(error) and is_s3(filesystem):
+                    return _mark_of(filesystem, where) == mark
                 if is_taken(error):
-                    return lost and _read_whole(filesystem, f"{root}/{path}") == data
+                    return lost and _read_whole(filesystem, where) == data
                 lost = lost or is_transient(error)
                 raise
             return True
@@ -282,13 +292,17 @@ class Store:
             raise
 
 
+def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return "s3" in filesystem.protocol
+
+
 def _read_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
     """The bytes of a file.
 
     Raises:
         ConnectionError: fewer came than the file has.
     """
-    if "s3" in filesystem.protocol:  # one GET, whose length botocore compares with what the answer's head says
+    if is_s3(filesystem):  # one GET, whose length botocore compares with what the answer's head says
         return cast(bytes, filesystem.cat_file(path, max_concurrency=1))
     data = cast(bytes, filesystem.cat_file(path))
     if not isinstance(filesystem, (LocalFileSystem, MemoryFileSystem)):
@@ -298,12 +312,20 @@ def _read_whole(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
     return data
 
 
+def _mark_of(filesystem: Any, path: str) -> str | None:
+    """Which call of `create` wrote an S3 object; None where it is gone."""
+    try:
+        return filesystem.metadata(path).get(_MARK)
+    except FileNotFoundError:
+        return None
+
+
 def _put_options(filesystem: fsspec.AbstractFileSystem, data: bytes) -> dict[str, Any]:
     """How `data` is uploaded: on S3 in one PUT; elsewhere too, within a time that a slow network keeps."""
     options: dict[str, Any] = {}
     if isinstance(filesystem, AsyncFileSystem):
         options["timeout"] = 60 + len(data) / 250_000  # seconds; a server that stops to read is not noticed otherwise
-    if "s3" in filesystem.protocol:
+    if is_s3(filesystem):
         options["chunksize"] = _BIGGEST_PUT
     return options
 
