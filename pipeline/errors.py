@@ -27,6 +27,18 @@ class StoreError(RaydissectError, OSError):
     """The store cannot be read or written."""
 
 
+class AlteredError(StoreError):
+    """A file that was written is gone, or is not what was written.
+
+    Attributes:
+        altered: its path in the store.
+    """
+
+    def __init__(self, path: str, location: str, why: str) -> None:
+        super().__init__(f"{location} is not what was written there: {why}")
+        self.altered = path
+
+
 class ShardsFailed(RaydissectError):
     """Some shards raised or were quarantined; the others are done and kept.
 
@@ -38,4 +50,32 @@ class ShardsFailed(RaydissectError):
 
 
 class NoWorkersError(RaydissectError):
-    """Work remains and no worker can be had."""
+    """Work remains and no worker can be had.
+
+    Attributes:
+        failures: why none could be built, as `workers.process.Failure`.
+    """
+
+    failures: tuple[Any, ...] = ()
+
+
+class LeaseHeldError(RaydissectError):
+    """Another process holds the lease: the message says who, and until when.
+
+    Attributes:
+        free: when it may be taken unless it is renewed, in seconds since 1970; 0 if unknown.
+    """
+
+    exit_code = LEASE_HELD
+
+    def __init__(self, message: str, free: float = 0.0) -> None:
+        super().__init__(message)
+        self.free = free
+
+
+class LeaseLostError(RaydissectError):
+    """The lease ran out before it was renewed, or another has it: what goes on under it must stop."""
+
+
+class JobsError(RaydissectError):
+    """A cluster's jobs cannot be reached: nobody answers, or the token is missing or refused."""
