@@ -72,6 +72,7 @@ def build_failed(title: str, failures: Sequence[Failure]) -> NoWorkersError:
     """The error of a run none of whose workers could be built; the same cause is told once."""
     causes = {str(failure): failure for failure in failures}
     error = NoWorkersError(f"{title}: no worker could be built: " + "\n".join(causes))
+    error.failures = tuple(causes.values())
     _explain(error, list(causes.values()))
     return error
 

@@ -1,5 +1,6 @@
 """What a run has to do: which results there are, which are missing, and what must be read again."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.errors import SettingsError
@@ -47,8 +48,15 @@ def expand_stages(names: list[str]) -> list[str]:
     return expanded
 
 
-def make_plan(store: Store, study: Study, layers: list[str], wanted: list[str], stages: dict[str, Stage]) -> Plan:
-    """Plan the wanted stages and whatever they need.
+def make_plan(
+    store: Store,
+    study: Study,
+    layers: list[str],
+    wanted: list[str],
+    stages: dict[str, Stage],
+    again: Collection[Key] = (),
+) -> Plan:
+    """Plan the wanted stages, those to make `again`, and whatever they need.
 
     A stage that is not wanted runs only where its result is missing and something that runs reads it, or
     where its staging is gone and something that runs reads that.
@@ -64,7 +72,7 @@ def make_plan(store: Store, study: Study, layers: list[str], wanted: list[str], 
         if (result := find_result(store, study.study_id, *key, identity)) is not None
     }
     todo: set[Key] = set()
-    needed: set[Key] = {(name, layer) for name in wanted for layer in layers}
+    needed: set[Key] = {(name, layer) for name in wanted for layer in layers} | set(again)
     reread: set[Key] = set()
     for name in reversed(STAGES):
         for layer in layers:

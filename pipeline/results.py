@@ -1,12 +1,15 @@
 """Results: one stage on one layer of a study, visible only once its manifest is there."""
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.errors import AlteredError, StoreError
 from pipeline.store import Store, StoredFile, digest
 from pipeline.threads import at_once
 from schemas import RESULTS, TABLES, Table
@@ -86,8 +89,21 @@ def publish(store: Store, result: Result, tables: dict[str, pa.Table]) -> bool:
 
 
 def read_result_table(store: Store, result: Result, table: Table, columns: list[str] | None = None) -> pa.Table:
-    """Rows of a result's table."""
-    return store.read_table(result.tables[table.name].path, columns)
+    """Rows of a result's table.
+
+    Raises:
+        AlteredError: the file is gone, or its hash is not the manifest's.
+    """
+    file = result.tables[table.name]
+    try:
+        data = store.read(file.path)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise AlteredError(file.path, store.location(file.path), "it is gone") from error
+        raise
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise AlteredError(file.path, store.location(file.path), f"its hash is not the one that {result.path} names")
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
 
 
 def results_table(results: list[Result]) -> pa.Table:

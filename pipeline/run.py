@@ -3,7 +3,9 @@
 import json
 import logging
 import secrets
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,26 +13,35 @@ import pyarrow as pa
 import torch
 
 from pipeline.compose import RunSettings
-from pipeline.errors import StoreError
+from pipeline.errors import RaydissectError, StoreError
 from pipeline.executor import Executor
+from pipeline.mend import altered_paths, find_altered, find_missing, forget
 from pipeline.plan import Plan, expand_stages, make_plan
+from pipeline.results import Result
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, Stage
+from pipeline.store import Store
 from pipeline.subject import Subject, prepare
 from pipeline.views import write_views
 from schemas import RUNS
 
 logger = logging.getLogger("raydissect")
 
+MOST_MENDS = 10
+"""How often a run makes altered files again before it takes the store for broken; each time, all it has met are."""
 
-def run(settings: RunSettings, executor: Executor, on_progress: OnProgress | None = None) -> Outcome:
+
+def run(
+    settings: RunSettings, executor: Executor, on_progress: OnProgress | None = None, *, verify: bool = False
+) -> Outcome:
     """Do what the settings ask for, as far as it is not done yet.
 
     Args:
         settings: what to look at, how, and where to.
         executor: where shards are worked on; entered by the caller.
         on_progress: told about every shard.
+        verify: read and hash every file of the results that are found done, and make again what is altered.
 
     Raises:
         SettingsError: the settings name something that is not there.
@@ -38,7 +49,7 @@ def run(settings: RunSettings, executor: Executor, on_progress: OnProgress | Non
     """
     stages, wanted = settings.stages_by_name(), expand_stages(list(settings.stages))
     subject = prepare(settings, on_progress)
-    return execute(settings, subject, wanted, stages, executor, on_progress)
+    return execute(settings, subject, wanted, stages, executor, on_progress, verify=verify)
 
 
 def execute(
@@ -48,6 +59,8 @@ def execute(
     stages: dict[str, Stage],
     executor: Executor,
     on_progress: OnProgress | None = None,
+    *,
+    verify: bool = False,
 ) -> Outcome:
     """Run the missing stages and keep a record of it, however it ends."""
     started = datetime.now(UTC)
@@ -57,9 +70,9 @@ def execute(
     try:
         subject.store.check_create_only()
         subject.study.publish(subject.store)
-        plan = make_plan(subject.store, subject.study, list(subject.layers), wanted, stages)
-        _announce(subject, plan, run_id, started)
-        Runner(subject, plan, executor, outcome, on_progress).run()
+        plan = partial(make_plan, subject.store, subject.study, list(subject.layers), wanted, stages)
+        look = find_altered if verify else find_missing
+        _work(subject, plan, look, executor, outcome, on_progress, started)
         ended = "done"
     except KeyboardInterrupt:
         ended = "interrupted"
@@ -77,6 +90,33 @@ def execute(
         except StoreError as unwritten:
             logger.error("the run's own record could not be written: %s", unwritten)
     return outcome
+
+
+def _work(
+    subject: Subject,
+    plan: Callable[..., Plan],
+    look: Callable[[Store, Collection[Result]], list[str]],
+    executor: Executor,
+    outcome: Outcome,
+    on_progress: OnProgress | None,
+    started: datetime,
+) -> None:
+    """Work through the plan; where stored files turn out altered, forget them and plan again."""
+    store, study_id = subject.store, outcome.study_id
+    withdrawn = forget(store, study_id, look(store, plan().published.values()))
+    for mends_left in reversed(range(MOST_MENDS + 1)):
+        current = plan(again=withdrawn)
+        _announce(subject, current, outcome.run_id, started)
+        outcome.found.clear()
+        try:
+            Runner(subject, current, executor, outcome, on_progress).run()
+            return
+        except RaydissectError as error:
+            paths = altered_paths(error)
+            if not paths or not mends_left:
+                raise
+            logger.warning("%s", error)
+            withdrawn |= forget(store, study_id, paths)
 
 
 def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:

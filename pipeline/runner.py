@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import StoreError
 from pipeline.executor import Executor
 from pipeline.plan import Key, Plan, is_staged
-from pipeline.results import Result, find_result
+from pipeline.results import Result, find_result, staging_path
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, LayerJob, Stage
 from pipeline.stages.record import RecordAgain
@@ -93,8 +93,8 @@ class Runner:
     def _make(self, stage: Stage, job: Job) -> dict[str, Result]:
         """Map over the shards that lack a file, reduce every layer, and read the published results."""
         seconds = dict.fromkeys(job.layers, 0.0)
+        stage.prepare(job)
         if shards := self._missing(stage, job):
-            stage.prepare(job)
             for report in self._dispatch(stage.name, partial(stage.build, job), shards):
                 for layer in report.shard.layers:
                     seconds[layer] += report.seconds / len(report.shard.layers)
@@ -112,14 +112,14 @@ class Runner:
         return results
 
     def _missing(self, stage: Stage, job: Job) -> list[Shard]:
-        """Shards of the map, each with the layers whose file is not there."""
+        """Shards of the map, each with the layers that lack a file of it."""
         there = {name: set(job.store.list(f"staging/{layer.result_id}")) for name, layer in job.layers.items()}
         missing = []
         for shard in stage.shards(job):
             layers = tuple(
                 name
                 for name, layer in job.layers.items()
-                if f"staging/{layer.result_id}/{stage.marker(shard)}" not in there[name]
+                if not there[name].issuperset(staging_path(layer.result_id, file) for file in stage.files(shard))
             )
             if layers:
                 missing.append(replace(shard, layers=layers))

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from pipeline.errors import StoreError
+from pipeline.errors import AlteredError, StoreError
 from pipeline.results import Result, publish, result_id, staging_path
+from pipeline.sealed import read_sealed, seal
 from pipeline.settings import Settings
 from pipeline.store import Store, StoredFile, to_json
 from pipeline.study import Study
@@ -25,6 +26,8 @@ from schemas import CONCEPTS, Manifest
 from workers.models import LoadedModel, ModelSpec, load_once
 from workers.nn.receptive_field import ReceptiveField
 from workers.worker import Shard, Worker
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,12 @@ class Stage(Settings):
         return []
 
     def marker(self, shard: Shard) -> str:
-        """The file under `staging/<result_id>/` whose presence says that a shard is done."""
+        """The file under `staging/<result_id>/` that is written last for a shard."""
         return f"{shard.name}.arrow"
+
+    def files(self, shard: Shard) -> tuple[str, ...]:
+        """All files under `staging/<result_id>/` that are there once a shard is done."""
+        return (self.marker(shard),)
 
     def build(self, job: Job) -> Worker:
         """The worker of the map."""
@@ -187,8 +194,8 @@ class Reduced:
 
 
 def stage_table(store: Store, result_id: str, name: str, table: pa.Table) -> StoredFile:
-    """Write one staging file."""
-    return store.write_table(staging_path(result_id, name), table)
+    """Write one staging file, sealed: see `pipeline.sealed`."""
+    return seal(table).write(store, staging_path(result_id, name))
 
 
 def stage_once(store: Store, result_id: str, name: str, value: Any) -> StoredFile:
@@ -197,6 +204,23 @@ def stage_once(store: Store, result_id: str, name: str, value: Any) -> StoredFil
     store.create(path, to_json(value))
     data = store.read(path)
     return StoredFile(path, hashlib.sha256(data).hexdigest(), 1, len(data))
+
+
+def read_once(store: Store, result_id: str, name: str, parse: Callable[[Any], Made]) -> Made:
+    """What `stage_once` has written, as `parse` understands it.
+
+    Raises:
+        AlteredError: it is gone, or not to be understood.
+    """
+    path = staging_path(result_id, name)
+    try:
+        return parse(store.read_json(path))
+    except (ValueError, TypeError, LookupError) as error:
+        raise AlteredError(path, store.location(path), str(error)) from error
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise AlteredError(path, store.location(path), "it is gone") from error
+        raise
 
 
 def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:
@@ -223,7 +247,8 @@ def staged_tables(
         columns: the columns to decode; all without it.
 
     Raises:
-        StoreError: a file cannot be read, or is none of Arrow's.
+        AlteredError: a file is gone, or is not what was written.
+        StoreError: a file cannot be read.
     """
     yield from read_ahead(lambda shard: read_staged(store, result_id, shard, suffix, columns), shards)
 
@@ -232,13 +257,4 @@ def read_staged(
     store: Store, result_id: str, shard: Shard, suffix: str, columns: list[str] | None = None
 ) -> tuple[Shard, StoredFile, pa.Table]:
     """One of `staged_tables`."""
-    path = staging_path(result_id, f"{shard.name}.{suffix}")
-    data = store.read(path)
-    try:
-        names = pa.ipc.open_file(data).schema.names if columns else []
-        fields = [place for place, name in enumerate(names) if name in (columns or [])] or None  # None: all
-        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        table = pa.ipc.open_file(data, options=options).read_all()
-    except pa.ArrowException as error:
-        raise StoreError(f"cannot read {store.location(path)}: {error}") from error
-    return shard, StoredFile(path, hashlib.sha256(data).hexdigest(), len(table), len(data)), table
+    return shard, *read_sealed(store, staging_path(result_id, f"{shard.name}.{suffix}"), columns)

@@ -38,10 +38,10 @@ def ingest_and_run(store: Path | str, *overrides: str) -> Outcome:
     return run_only(store, *overrides)
 
 
-def run_only(store: Path | str, *overrides: str) -> Outcome:
+def run_only(store: Path | str, *overrides: str, verify: bool = False) -> Outcome:
     chosen = settings(store, *overrides)
     with make_executor(chosen.cluster) as executor:
-        return run(chosen, executor)
+        return run(chosen, executor, verify=verify)
 
 
 def read_table(store: Path | str, name: str) -> pd.DataFrame:

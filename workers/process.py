@@ -19,6 +19,7 @@ class Failure:
         message: its message.
         frames: where it was raised, as in a traceback.
         exit_code: the one the error asks for.
+        altered: the path of the stored file that is not what was written, where that is the error.
     """
 
     shard: Shard | None
@@ -26,6 +27,7 @@ class Failure:
     message: str
     frames: str = ""
     exit_code: int = 1
+    altered: str = ""
 
     @classmethod
     def of(cls, error: BaseException, shard: Shard | None = None) -> "Failure":
@@ -36,6 +38,7 @@ class Failure:
             message=str(error),
             frames="".join(traceback.format_exception(error)).rstrip(),
             exit_code=getattr(error, "exit_code", 1),
+            altered=getattr(error, "altered", ""),
         )
 
     def __str__(self) -> str:

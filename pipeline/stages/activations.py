@@ -8,8 +8,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.errors import StoreError
+from pipeline.errors import AlteredError
 from pipeline.results import staging_path
+from pipeline.sealed import read_sealed
 from pipeline.stage import Job, LayerJob, stage_table
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from pipeline.threads import at_once
@@ -68,8 +69,8 @@ def _read_activation(job: Job, layer: LayerJob, shard: Shard) -> list[Tensor] | 
     """Batch by batch, as the pilot had them; None where there is nothing of the shard's length."""
     path = staging_path(layer.inputs["pilot"].result_id, _activation_file(shard))
     try:
-        maps = job.store.read_table(path)["map"]
-    except StoreError:  # none was left, or another run that is done with it has just removed it
+        maps = read_sealed(job.store, path)[1]["map"]
+    except AlteredError:  # none was left, or another run that is done with it has just removed it
         return None
     found = layer.layer
     shape = (-1, found.num_units, found.height, found.width)

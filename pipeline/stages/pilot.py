@@ -11,8 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.results import staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, stage_once, stage_table, stage_writer, staged_tables
+from pipeline.stage import (
+    Job,
+    LayerJob,
+    Reduced,
+    Stage,
+    read_once,
+    stage_once,
+    stage_table,
+    stage_writer,
+    staged_tables,
+)
 from pipeline.stages.activations import Kept, keep_activation
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from pipeline.store import Store
@@ -119,7 +128,7 @@ class Pilot(Stage):
 
 def read_seconds(store: Store, result_id: str) -> float:
     """Seconds an image of a forward pass up to the layer, as the pilot measured them."""
-    return store.read_json(staging_path(result_id, SECONDS_FILE))["seconds_per_image"]
+    return read_once(store, result_id, SECONDS_FILE, lambda found: float(found["seconds_per_image"]))
 
 
 class _Clock:

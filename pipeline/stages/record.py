@@ -1,7 +1,6 @@
 """Record: one forward pass that keeps the tail maps of all asked layers."""
 
 import hashlib
-import io
 import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.columns import to_tensor
+from pipeline.errors import AlteredError
 from pipeline.passes import GIB, KEPT_PER_CELL_ABOVE, Choice, Estimate, Passes, choose
 from pipeline.results import Result, staging_path
-from pipeline.stage import Job, LayerJob, Reduced, Stage, read_staged, stage_once, stage_table
+from pipeline.sealed import read_sealed, read_some, seal
+from pipeline.stage import Job, LayerJob, Reduced, Stage, read_once, read_staged, stage_once, stage_table
 from pipeline.stages.activations import ActivationSource, KeptActivations, forget_activations
 from pipeline.stages.forward import Pictures
 from pipeline.stages.pilot import read_seconds
@@ -28,6 +29,8 @@ from workers.worker import Shard, Worker
 logger = logging.getLogger("raydissect")
 
 PASSES_FILE = "passes.json"
+
+_MAXIMA = ["image_id", "unit", "max"]  # columns of the tail maps that a reduce reads without the maps
 
 MOST_TOP_ROWS = 2**16
 """Candidates for top images that are held before all but the top ones are dropped."""
@@ -54,11 +57,15 @@ class Record(Stage):
     def marker(self, shard: Shard) -> str:
         return f"{shard.name}.maps.arrow"
 
+    def files(self, shard: Shard) -> tuple[str, ...]:
+        return tuple(f"{shard.name}.{kind}.arrow" for kind in ("cells", "units", "maps"))
+
     def prepare(self, job: Job) -> None:
         """Settle whether tail maps are kept; what an earlier run began with stays."""
         for name, choice in self.choices(job).items():
-            stage_once(job.store, job.layers[name].result_id, PASSES_FILE, choice.to_json())
-            choice = read_choice(job.store, job.layers[name].result_id)
+            result_id = job.layers[name].result_id
+            stage_once(job.store, result_id, PASSES_FILE, (_begun_with(job.store, result_id) or choice).to_json())
+            choice = read_choice(job.store, result_id)
             logger.info("record: layer %s: passes=%s: %s", name, choice.passes, choice.reason)
 
     def choices(self, job: Job) -> dict[str, Choice]:
@@ -91,10 +98,12 @@ class Record(Stage):
         bound, staging, tops = None, [], _TopImages(self.top_images)
 
         def read(shard: Shard) -> tuple[Shard, StoredFile, pa.Table, pa.Table]:
-            maxima = job.store.read_table(
-                staging_path(layer.result_id, self.marker(shard)), ["image_id", "unit", "max"]
-            )
-            return *read_staged(job.store, layer.result_id, shard, "units.arrow"), maxima
+            path = staging_path(layer.result_id, self.marker(shard))
+            maxima = read_some(job.store, path, _MAXIMA)
+            statistics = read_staged(job.store, layer.result_id, shard, "units.arrow")
+            if hash_columns(maxima) != statistics[2].schema.metadata[b"maxima_sha256"].decode():
+                raise AlteredError(path, job.store.location(path), "its maxima are not those that were written")
+            return *statistics, maxima
 
         for shard, file, table, maxima in read_ahead(read, self.shards(job)):
             staging += [file, *_named_files(layer.result_id, shard, table)]
@@ -149,11 +158,21 @@ class RecordAgain(Record):
 
 def read_choice(store: Store, result_id: str) -> Choice:
     """Whether a record keeps its tail maps: settled before its first shard."""
-    return Choice(**store.read_json(staging_path(result_id, PASSES_FILE)))
+    return read_once(store, result_id, PASSES_FILE, lambda found: Choice(**found))
+
+
+def _begun_with(store: Store, result_id: str) -> Choice | None:
+    """The choice that shards were recorded by, where its file is lost; None where it is not, or there are none."""
+    there = store.list(f"staging/{result_id}")
+    maps = [path for path in there if path.endswith(".maps.arrow")]
+    if not maps or staging_path(result_id, PASSES_FILE) in there:
+        return None
+    kept = "kept" in read_sealed(store, maps[0])[1].column_names
+    return Choice("one" if kept else "two", "as the shards that are there were recorded")
 
 
 def _read_bounds(job: Job, layer: LayerJob) -> pa.Table:
-    return job.store.read_table(staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))
+    return read_sealed(job.store, staging_path(layer.inputs["pilot"].result_id, "bounds.arrow"))[1]
 
 
 def estimate(job: Job, layer: LayerJob) -> Estimate:
@@ -188,16 +207,17 @@ class _Recorded:
 
     def write(self, job: Job, layer: LayerJob, shard: Shard) -> int:
         """Write cells, then statistics, which name the other files' hashes, then maps: these mark the shard done."""
-        data = {"cells": to_arrow_file(self._cells()), "maps": to_arrow_file(self._maps())}
-        names: dict[str, str] = {"maps_rows": str(sum(len(part) for part in self.images))}
-        for kind, content in data.items():
-            names |= {f"{kind}_sha256": hashlib.sha256(content).hexdigest(), f"{kind}_bytes": str(len(content))}
+        maps = self._maps()
+        sealed = {"cells": seal(self._cells()), "maps": seal(maps)}
+        names = {"maps_rows": str(len(maps)), "maxima_sha256": hash_columns(maps.select(_MAXIMA))}
+        for kind, file in sealed.items():
+            names |= {f"{kind}_sha256": file.sha256, f"{kind}_bytes": str(len(file.data))}
         rows = {"unit": range(len(self.bound)), "bound": self.bound.numpy(), **_columns(self.statistics)}
         statistics = UNIT_STATISTICS.cast(pa.table(rows), **names)
-        job.store.write(staging_path(layer.result_id, f"{shard.name}.cells.arrow"), data["cells"])
+        sealed["cells"].write(job.store, staging_path(layer.result_id, f"{shard.name}.cells.arrow"))
         file = stage_table(job.store, layer.result_id, f"{shard.name}.units.arrow", statistics)
-        job.store.write(staging_path(layer.result_id, f"{shard.name}.maps.arrow"), data["maps"])
-        return file.bytes + sum(len(content) for content in data.values())
+        sealed["maps"].write(job.store, staging_path(layer.result_id, f"{shard.name}.maps.arrow"))
+        return file.bytes + sum(len(one.data) for one in sealed.values())
 
     def _cells(self) -> pa.Table:
         unit = torch.cat([part.unit for part in self.cells])
@@ -218,11 +238,12 @@ class _Recorded:
         return pa.table([*columns, kept, cells], schema=tail_maps(tails.kept.shape[1]).schema)
 
 
-def to_arrow_file(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        writer.write_table(table)
-    return buffer.getvalue()
+def hash_columns(table: pa.Table) -> str:
+    """Of the values of columns without nulls, whatever chunks they are in."""
+    total = hashlib.sha256()
+    for column in table.columns:
+        total.update(np.ascontiguousarray(column.to_numpy()).data)
+    return total.hexdigest()
 
 
 def _named_files(result_id: str, shard: Shard, statistics: pa.Table) -> list[StoredFile]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.columns import to_tensor
 from pipeline.results import Result, staging_path
+from pipeline.sealed import read_sealed
 from pipeline.stage import Job, LayerJob
 from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from pipeline.stages.record import read_choice
@@ -140,11 +141,11 @@ def read_unit_statistics(job: Job, layer: LayerJob) -> pa.Table:
 
 def read_top_images(job: Job, layer: LayerJob) -> pa.Table:
     """Images with the largest maxima of every unit, descending."""
-    table = job.store.read_table(staging_path(layer.inputs["record"].result_id, "top_images.arrow"))
+    table = read_sealed(job.store, staging_path(layer.inputs["record"].result_id, "top_images.arrow"))[1]
     supplement = layer.inputs.get(SUPPLEMENT)
     if supplement is None:
         return table
-    again = job.store.read_table(staging_path(supplement.result_id, "top_images.arrow"))
+    again = read_sealed(job.store, staging_path(supplement.result_id, "top_images.arrow"))[1]
     kept = ~np.isin(table["unit"].to_numpy(), supplement.settings["units"])
     return pa.concat_tables([table.filter(pa.array(kept)), again])
 
@@ -156,19 +157,19 @@ def _recorded_again(layer: LayerJob, supplement: Result) -> Bool[Tensor, " unit"
 
 
 def _read_cells(job: Job, record: Result, shard: Shard) -> TailCells:
-    table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.cells.arrow"))
+    table = read_sealed(job.store, staging_path(record.result_id, f"{shard.name}.cells.arrow"))[1]
     units = torch.from_numpy(np.array(table["unit"].to_numpy(), dtype=np.int64))
     lengths, values = _lists(table["cells"])
     return TailCells(units.repeat_interleave(lengths), values)
 
 
 def _statistics(job: Job, record: Result) -> pa.Table:
-    table = job.store.read_table(staging_path(record.result_id, "units.arrow"))
+    table = read_sealed(job.store, staging_path(record.result_id, "units.arrow"))[1]
     return table.replace_schema_metadata(None)
 
 
 def _read(job: Job, layer: LayerJob, record: Result, shard: Shard, level: Float32[Tensor, " unit"]) -> ShardMaps:
-    table = job.store.read_table(staging_path(record.result_id, f"{shard.name}.maps.arrow"))
+    table = read_sealed(job.store, staging_path(record.result_id, f"{shard.name}.maps.arrow"))[1]
     image_id, unit, largest = to_tensor(table, "image_id"), to_tensor(table, "unit", np.int64), to_tensor(table, "max")
     some = largest > level[unit]
     lengths, values = _lists(table["cells"])

@@ -1,5 +1,6 @@
 """What must not grow with the data set: the driver's cost of a shard, and memory."""
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from pipeline.executor import make_executor
 from pipeline.ledger import Ledger
 from pipeline.results import staging_path
 from pipeline.settings import Cluster
-from pipeline.stage import staged_tables
+from pipeline.stage import stage_table, staged_tables
 from pipeline.store import Store
 from pipeline.threads import READ_AHEAD
 from tests import specks
@@ -78,14 +79,15 @@ class _Bytes(bytearray):
 
 
 class _Files:
-    """Stands for a store: an Arrow file wherever one looks, after a while."""
+    """Stands for a store: a sealed file wherever one looks, after a while."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         sink = pa.BufferOutputStream()
         table = pa.table({"a": range(100), "b": range(100)})
         with pa.ipc.new_file(sink, table.schema) as writer:  # not compressed, so that tables lie in the file's bytes
             writer.write_table(table)
-        self._file, self._seconds = sink.getvalue().to_pybytes(), seconds
+        data = sink.getvalue().to_pybytes()
+        self._file, self._seconds = data + hashlib.sha256(data).digest(), seconds
         self._living: list[weakref.ref] = []
         self._lock = threading.Lock()
 
@@ -141,14 +143,14 @@ def test_only_the_columns_that_are_asked_for_are_decoded():
 def test_a_partial_that_cannot_be_read_is_named(tmp_path: Path):
     store = Store(str(tmp_path))
     for shard in _shards(3):
-        store.write_table(staging_path("result", f"{shard.name}.arrow"), pa.table({"a": [1]}))
+        stage_table(store, "result", f"{shard.name}.arrow", pa.table({"a": [1]}))
     store.write(staging_path("result", "000001.arrow"), b"no Arrow file")
     stream = _staged(store, 4)
     shard, file, table = next(stream)
     assert (shard.index, file.rows, table["a"].to_pylist()) == (0, 1, [1])
     assert len(store.read(file.path)) == file.bytes
-    with pytest.raises(StoreError, match=r"cannot read .*result/000001\.arrow: "):
+    with pytest.raises(StoreError, match=r"result/000001\.arrow is not what was written there: "):
         next(stream)
     store.remove(staging_path("result", "000001.arrow"))
-    with pytest.raises(StoreError, match=r"cannot read .*result/000001\.arrow: there is no such file"):
+    with pytest.raises(StoreError, match=r"result/000001\.arrow is not what was written there: it is gone"):
         list(_staged(store, 4))

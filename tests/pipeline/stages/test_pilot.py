@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.errors import ShardsFailed
 from pipeline.results import staging_path
+from pipeline.sealed import read_sealed, seal
 from pipeline.stages.pilot import read_seconds
 from tests import dissect, oracle, small
 
@@ -13,7 +14,7 @@ from tests import dissect, oracle, small
 def bounds(store, layer):
     (result,) = [result for result in dissect.results(store, "pilot") if result.layer == layer]
     stage_store = small.open_store(store)
-    table = stage_store.read_table(staging_path(result.result_id, "bounds.arrow"))
+    table = read_sealed(stage_store, staging_path(result.result_id, "bounds.arrow"))[1]
     return table["bound"].to_numpy()
 
 
@@ -51,8 +52,8 @@ def test_what_a_second_run_measures_changes_no_file_that_a_manifest_names(tmp_pa
     before = read_seconds(job.store, layer.result_id)
     for shard in stage.shards(job):
         path = staging_path(layer.result_id, f"{shard.name}.arrow")
-        table = job.store.read_table(path)
-        job.store.write_table(path, table.replace_schema_metadata({**table.schema.metadata, b"seconds": b"1000.0"}))
+        _, table = read_sealed(job.store, path)
+        seal(table.replace_schema_metadata({**table.schema.metadata, b"seconds": b"1000.0"})).write(job.store, path)
     assert stage.reduce(job, layer).staging == first
     assert read_seconds(job.store, layer.result_id) == before
     assert [hashlib.sha256(job.store.read(file.path)).hexdigest() for file in first] == [file.sha256 for file in first]
