@@ -1,18 +1,22 @@
 """The command `raydissect`: parses words, calls the pipeline, prints what came of it.
 
-Exit codes: 0 done or nothing to do, 1 failed, 2 bad settings or input, 130 interrupted.
+Exit codes: 0 done or nothing to do, 1 failed, 2 bad settings or input, 3 another holds the lease, 130 interrupted.
 """
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import INTERRUPTED, InputError, RaydissectError, SettingsError
+from pipeline.errors import FAILED, INTERRUPTED, InputError, RaydissectError, SettingsError
 from pipeline.terminal import console, errors, log_to_stderr, print_rows, progress, say
 
 if TYPE_CHECKING:
+    from pipeline.reprocess import SchedulePlan, Stop
     from pipeline.store import Store
 
 app = typer.Typer(
@@ -179,14 +183,46 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="say what would go, remove nothing")] = False,
 ) -> None:
     """Remove what no manifest names, and old results on request."""
-    from pipeline.gc import collect
+    from pipeline.records import retire
 
     store = _open_store(overrides)
-    removed = collect(
+    removed = retire(
         store, staging=staging, older_than_days=older_than, keep_newest=keep_newest, grace_hours=grace, dry_run=dry_run
     )
     verb = "would remove" if dry_run else "removed"
     say(f"{verb} {len(removed.files):,} files, {removed.bytes / 1e6:,.1f} MB, {len(removed.results)} results")
+
+
+@app.command()
+def reprocess(
+    schedule: Annotated[Path, typer.Argument(metavar="SCHEDULE.yaml", help="see conf/schedule/nightly.yaml")],
+    dry_run: Annotated[bool, typer.Option(help="print the plan and its reasons, run and write nothing")] = False,
+    serve: Annotated[bool, typer.Option(help="run it by its cron expression until stopped")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Dissect what a schedule lists, models x checkpoints x data sets, as far as it is not done."""
+    from pipeline.reprocess import make_schedule_plan
+    from pipeline.reprocess import reprocess as run_schedule
+    from pipeline.schedule import read_schedule
+
+    if dry_run and serve:
+        raise SettingsError("--dry-run and --serve exclude one another")
+    log_to_stderr(verbose or serve)
+    if dry_run:
+        _print_schedule_plan(make_schedule_plan(read_schedule(schedule)))
+        return
+    with _stop_on_signals() as stop:
+        from pipeline.service import Service, summary
+
+        if serve:
+            Service(schedule, stop, _print_schedule_plan, _pass_on).run()
+            return
+        outcome = run_schedule(read_schedule(schedule), stop, _print_schedule_plan, _pass_on)
+    say(summary(outcome))
+    for name, error in outcome.failed.items():
+        say(f"failed: {name}: {error}", errors, style="red")
+    if outcome.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -265,6 +301,52 @@ def _open_store(overrides: list[str] | None) -> "Store":
     if not store.exists(""):
         raise InputError(f"there is no store at {store.url}: give store=URL, or fill it with `raydissect ingest`")
     return store
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator["Stop"]:
+    """Ctrl-C and SIGTERM ask to stop, for as long as this lasts."""
+    from pipeline.reprocess import Stop
+
+    stop = Stop()
+
+    def ask(*_: object) -> None:
+        stop.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_schedule_plan(plan: "SchedulePlan") -> None:
+    from pipeline.tasks import shown
+
+    rows = [
+        {
+            "do": "run" if step.run else "",
+            "because": step.reason,
+            "model": step.task.model,
+            "checkpoint": shown(step.task.checkpoint),
+            "data": step.task.data,
+            "layers": ",".join(step.task.settings.layers),
+            "stages": ",".join(step.task.settings.stages),
+        }
+        for step in plan.steps
+    ]
+    print_rows(["do", "because", "model", "checkpoint", "data", "layers", "stages"], rows)
+    for remark in plan.remarks:
+        say(remark)
+    for step in plan.steps:
+        if step.problem:
+            say(f"{step.task.name}: {step.problem}")
+
+
+def _pass_on(name: str, line: str) -> None:
+    """A line that a task says, with whose it is."""
+    say(f"{name} | {line}", errors)
 
 
 def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
