@@ -206,6 +206,7 @@ class Dispatch:
         seat.actor, seat.starting, seat.ready, seat.running = None, None, False, {}
         names = ", ".join(shard.name for shard in held) or "no shard"
         logger.warning("%s: %s died, holding %s: %s", self._ledger.title, seat.name, names, death.reason)
+        self._ledger.lose(seat.name, death.reason)
         self._requeue(held, death)
         if was_starting and death.counts:
             seat.failed_starts += 1
@@ -217,6 +218,7 @@ class Dispatch:
         for shard in reversed(held):
             if not death.counts and shard.name not in self._deaths:
                 self._pending.appendleft(shard)
+                self._ledger.retry(shard, death.reason)
                 continue
             reasons = self._deaths.setdefault(shard.name, [])
             if death.counts:
@@ -225,6 +227,7 @@ class Dispatch:
                 self._conclude(shard, _quarantined(shard, reasons))
             else:
                 self._suspects.appendleft(shard)
+                self._ledger.retry(shard, death.reason)
 
     def _dismiss(self, seat: Seat, failure: Failure) -> None:
         self._build_failures.append(failure)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from pipeline.events import OnEvent, ignore
 from pipeline.ledger import Build, Ledger, OnReport, build_failed
 from pipeline.settings import Cluster
 from workers.process import Failure, cores_here, describe_hardware, report_of
@@ -32,7 +33,13 @@ class Executor(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
     def run(
-        self, build: Build, shards: Sequence[Shard], *, title: str, on_report: OnReport | None = None
+        self,
+        build: Build,
+        shards: Sequence[Shard],
+        *,
+        title: str,
+        on_report: OnReport | None = None,
+        on_event: OnEvent = ignore,
     ) -> list[ShardReport]:
         """Work on every shard; what they leave behind is in the store.
 
@@ -41,6 +48,7 @@ class Executor(Protocol):
             shards: the work; their names must differ.
             title: names the work in log lines, metrics and errors.
             on_report: called in this process as each shard is done.
+            on_event: told of every shard that is done, failed or retried, and of every worker that is lost.
 
         Returns:
             One report a shard, in the order of their indices.
@@ -78,12 +86,18 @@ class InlineExecutor:
     def __exit__(self, *error: Any) -> None: ...
 
     def run(
-        self, build: Build, shards: Sequence[Shard], *, title: str, on_report: OnReport | None = None
+        self,
+        build: Build,
+        shards: Sequence[Shard],
+        *,
+        title: str,
+        on_report: OnReport | None = None,
+        on_event: OnEvent = ignore,
     ) -> list[ShardReport]:
         """See `Executor.run`."""
         if not shards:
             return []
-        ledger = Ledger(title, on_report)
+        ledger = Ledger(title, on_report, on_event)
         threads = self._cluster.threads
         with _torch_threads(threads):
             try:

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import BAD_INPUT, FAILED, NoWorkersError, RaydissectError, ShardsFailed
+from pipeline.events import OnEvent, ignore
 from workers.process import Failure
-from workers.worker import ShardReport, Worker
+from workers.worker import Shard, ShardReport, Worker
 
 Build = Callable[[], Worker]
 OnReport = Callable[[ShardReport], None]
@@ -16,16 +17,19 @@ logger = logging.getLogger("raydissect")
 class Ledger:
     """What has become of the shards of one run."""
 
-    def __init__(self, title: str, on_report: OnReport | None) -> None:
+    def __init__(self, title: str, on_report: OnReport | None, on_event: OnEvent = ignore) -> None:
         self.title = title
         self.reports: list[ShardReport] = []
         self.failures: list[Failure] = []
-        self._on_report = on_report
+        self._on_report, self._on_event = on_report, on_event
 
     def add(self, outcome: ShardReport | Failure) -> None:
         """Take down, and log, how a shard ended."""
         if isinstance(outcome, Failure):
             logger.error("%s: shard %s failed: %s", self.title, _name(outcome), outcome)
+            self._on_event(
+                "shard_failed", stage=self.title, shard=_name(outcome), error=outcome.error, message=outcome.message
+            )
             self.failures.append(outcome)
             return
         logger.info(
@@ -37,9 +41,28 @@ class Ledger:
             outcome.write_seconds,
             outcome.worker,
         )
+        self._on_event(
+            "shard_done",
+            stage=self.title,
+            shard=outcome.shard.name,
+            images=outcome.shard.rows,
+            read_seconds=round(outcome.read_seconds, 6),
+            compute_seconds=round(outcome.compute_seconds, 6),
+            write_seconds=round(outcome.write_seconds, 6),
+            bytes_written=outcome.bytes_written,
+            worker=outcome.worker,
+        )
         self.reports.append(outcome)
         if self._on_report:
             self._on_report(outcome)
+
+    def retry(self, shard: Shard, reason: str) -> None:
+        """Take down that a shard goes to another worker, as the one that had it is gone."""
+        self._on_event("shard_retried", stage=self.title, shard=shard.name, reason=reason)
+
+    def lose(self, worker: str, reason: str) -> None:
+        """Take down that a worker is gone."""
+        self._on_event("worker_lost", stage=self.title, worker=worker, reason=reason)
 
     def close(self) -> list[ShardReport]:
         """The reports in order, or `ShardsFailed` with every failure."""

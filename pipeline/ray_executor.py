@@ -22,9 +22,11 @@ import ray._private.ray_constants
 import ray._raylet
 from ray import cloudpickle
 from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.util.metrics import Counter, Gauge
 
 from pipeline.dispatch import Death, Dispatch, Seat
 from pipeline.errors import NoWorkersError
+from pipeline.events import OnEvent, ignore
 from pipeline.ledger import Build, Ledger, OnReport
 from pipeline.settings import Cluster
 from workers.actor import ShardActor
@@ -62,7 +64,13 @@ class RayExecutor:
         self._connection.close()
 
     def run(
-        self, build: Build, shards: Sequence[Shard], *, title: str, on_report: OnReport | None = None
+        self,
+        build: Build,
+        shards: Sequence[Shard],
+        *,
+        title: str,
+        on_report: OnReport | None = None,
+        on_event: OnEvent = ignore,
     ) -> list[ShardReport]:
         """See `Executor.run`. Ray starts with the first run that has a shard."""
         if not shards:
@@ -75,7 +83,13 @@ class RayExecutor:
         while len(self._seats) < number:
             self._seats.append(Seat(f"worker {next(self._numbers)}"))
         seats, others = self._seats[:number], self._seats[number:]
-        ledger = Ledger(title, on_report)
+        metrics = _Metrics(title, len(shards))
+
+        def tell(event: str, /, **what: Any) -> None:
+            metrics.count(event)
+            on_event(event, **what)
+
+        ledger = Ledger(title, on_report, tell)
         try:
             Dispatch(pool, self._cluster, seats, shards, ledger).run()
         except BaseException:
@@ -89,6 +103,29 @@ class RayExecutor:
             if seat.actor is not None:
                 _kill(seat.actor)
         self._seats = []
+
+
+class _Metrics:
+    """What only the driver knows, for Prometheus, by stage; workers count what they do: see `workers.actor`."""
+
+    def __init__(self, stage: str, shards: int) -> None:
+        tags = {"stage": stage}
+        self._left, self._gauge = shards, Gauge("raydissect_shards_left", "Shards to be done", tag_keys=("stage",))
+        self._counters = {
+            "shard_failed": Counter("raydissect_shards_failed", "Shards given up", tag_keys=("stage",)),
+            "shard_retried": Counter("raydissect_shards_retried", "Shards given to another", tag_keys=("stage",)),
+            "worker_lost": Counter("raydissect_workers_lost", "Workers that died", tag_keys=("stage",)),
+        }
+        for metric in (self._gauge, *self._counters.values()):
+            metric.set_default_tags(tags)
+        self._gauge.set(shards)
+
+    def count(self, event: str) -> None:
+        if event in self._counters:
+            self._counters[event].inc(1)
+        if event in ("shard_done", "shard_failed"):
+            self._left -= 1
+            self._gauge.set(self._left)
 
 
 class _RayPool:

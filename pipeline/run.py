@@ -3,7 +3,8 @@
 import json
 import logging
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,14 +15,13 @@ import torch
 
 from pipeline.compose import RunSettings
 from pipeline.errors import RaydissectError, StoreError
+from pipeline.events import EventLog, OnEvent, outcome_of
 from pipeline.executor import Executor
 from pipeline.mend import altered_paths, find_altered, find_missing, forget
-from pipeline.plan import Plan, expand_stages, make_plan
-from pipeline.results import Result
+from pipeline.plan import Key, Plan, expand_stages, make_plan
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, Stage
-from pipeline.store import Store
 from pipeline.subject import Subject, prepare
 from pipeline.views import write_views
 from schemas import RUNS
@@ -66,22 +66,20 @@ def execute(
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     outcome = Outcome(run_id, subject.study.study_id, list(subject.layers))
-    ended, error = "failed", None
+    raised: BaseException | None = None
     try:
         subject.store.check_create_only()
-        subject.study.publish(subject.store)
-        plan = partial(make_plan, subject.store, subject.study, list(subject.layers), wanted, stages)
-        look = find_altered if verify else find_missing
-        _work(subject, plan, look, executor, outcome, on_progress, started)
-        ended = "done"
-    except KeyboardInterrupt:
-        ended = "interrupted"
-        raise
-    except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
+        with EventLog(subject.store, run_id) as tell:
+            tell("run_started", study_id=outcome.study_id, stages=wanted, layers=outcome.layers)
+            subject.study.publish(subject.store)
+            plan = partial(make_plan, subject.store, subject.study, outcome.layers, wanted, stages)
+            work = _Work(subject, plan, executor, outcome, on_progress, tell)
+            work.run(started, verify)
+    except BaseException as error:
+        raised = error
         raise
     finally:
-        row = _run_row(settings, subject, outcome, started, ended, error)
+        row = _run_row(settings, subject, outcome, started, raised)
         try:
             subject.store.write_table(
                 f"tables/runs/{run_id}.parquet", RUNS.cast(pa.Table.from_pylist([row], RUNS.schema))
@@ -92,31 +90,39 @@ def execute(
     return outcome
 
 
-def _work(
-    subject: Subject,
-    plan: Callable[..., Plan],
-    look: Callable[[Store, Collection[Result]], list[str]],
-    executor: Executor,
-    outcome: Outcome,
-    on_progress: OnProgress | None,
-    started: datetime,
-) -> None:
-    """Work through the plan; where stored files turn out altered, forget them and plan again."""
-    store, study_id = subject.store, outcome.study_id
-    withdrawn = forget(store, study_id, look(store, plan().published.values()))
-    for mends_left in reversed(range(MOST_MENDS + 1)):
-        current = plan(again=withdrawn)
-        _announce(subject, current, outcome.run_id, started)
-        outcome.found.clear()
-        try:
-            Runner(subject, current, executor, outcome, on_progress).run()
-            return
-        except RaydissectError as error:
-            paths = altered_paths(error)
-            if not paths or not mends_left:
-                raise
-            logger.warning("%s", error)
-            withdrawn |= forget(store, study_id, paths)
+@dataclass(frozen=True)
+class _Work:
+    """A run's plan, and who works through it."""
+
+    subject: Subject
+    plan: Callable[..., Plan]
+    executor: Executor
+    outcome: Outcome
+    on_progress: OnProgress | None
+    on_event: OnEvent
+
+    def run(self, started: datetime, verify: bool) -> None:
+        """Do what is missing; where stored files turn out altered, forget them and plan again."""
+        look = find_altered if verify else find_missing
+        withdrawn = self._forget(look(self.subject.store, self.plan().published.values()))
+        for mends_left in reversed(range(MOST_MENDS + 1)):
+            current = self.plan(again=withdrawn)
+            _announce(self.subject, current, self.outcome.run_id, started)
+            self.outcome.found.clear()
+            try:
+                Runner(self.subject, current, self.executor, self.outcome, self.on_progress, self.on_event).run()
+                return
+            except RaydissectError as error:
+                paths = altered_paths(error)
+                if not paths or not mends_left:
+                    raise
+                logger.warning("%s", error)
+                withdrawn |= self._forget(paths)
+
+    def _forget(self, paths: list[str]) -> set[Key]:
+        if paths:
+            self.on_event("files_altered", paths=paths)
+        return forget(self.subject.store, self.outcome.study_id, paths)
 
 
 def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
@@ -138,7 +144,7 @@ def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> N
 
 
 def _run_row(
-    settings: RunSettings, subject: Subject, outcome: Outcome, started: datetime, ended: str, error: str | None
+    settings: RunSettings, subject: Subject, outcome: Outcome, started: datetime, raised: BaseException | None
 ) -> dict[str, Any]:
     versions = {name: _version(name) for name in ("raydissect", "torch", "torchvision", "ray", "pyarrow")}
     return {
@@ -155,8 +161,8 @@ def _run_row(
         "computed": outcome.computed,
         "found": outcome.found,
         "hardware": sorted(outcome.hardware),
-        "outcome": ended,
-        "error": error,
+        "outcome": outcome_of(raised),
+        "error": f"{type(raised).__name__}: {raised}" if isinstance(raised, Exception) else None,
     }
 
 

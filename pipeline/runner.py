@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.errors import StoreError
+from pipeline.events import OnEvent, ignore
 from pipeline.executor import Executor
 from pipeline.plan import Key, Plan, is_staged
 from pipeline.results import Result, find_result, staging_path
@@ -38,10 +39,16 @@ class Runner:
     """Works through a plan, stage by stage; all missing layers of a stage share each pass over the shards."""
 
     def __init__(
-        self, subject: Subject, plan: Plan, executor: Executor, outcome: Outcome, on_progress: OnProgress | None
+        self,
+        subject: Subject,
+        plan: Plan,
+        executor: Executor,
+        outcome: Outcome,
+        on_progress: OnProgress | None,
+        on_event: OnEvent = ignore,
     ) -> None:
         self._subject, self._plan, self._executor = subject, plan, executor
-        self._outcome, self._on_progress = outcome, on_progress
+        self._outcome, self._on_progress, self._on_event = outcome, on_progress, on_event
         self._results: dict[Key, Result] = dict(plan.published)
 
     def run(self) -> None:
@@ -109,6 +116,7 @@ class Runner:
                 raise StoreError(f"result {layer.result_id} of {stage.name} on {name} was written but cannot be found")
             results[name] = result
             self._outcome.computed.append(result.result_id)
+            self._on_event("result_published", stage=stage.name, layer=name, result_id=result.result_id)
         return results
 
     def _missing(self, stage: Stage, job: Job) -> list[Shard]:
@@ -137,7 +145,11 @@ class Runner:
 
         if self._on_progress:
             self._on_progress(title, 0, len(shards))
-        return self._executor.run(build, shards, title=title, on_report=report)
+        self._on_event("stage_started", stage=title, shards=len(shards))
+        start = perf_counter()
+        reports = self._executor.run(build, shards, title=title, on_report=report, on_event=self._on_event)
+        self._on_event("stage_done", stage=title, shards=len(shards), seconds=round(perf_counter() - start, 3))
+        return reports
 
     def _job(self, layers: dict[str, LayerJob]) -> Job:
         s = self._subject

@@ -1,8 +1,11 @@
 """What a store holds and how far running work is: read from the store, so from any machine."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.errors import StoreError
+from pipeline.events import LONGEST, alive_path
 from pipeline.report.collect import depth
 from pipeline.results import Result, list_results, read_result_table, staging_path
 from pipeline.stages import STAGES
@@ -11,6 +14,9 @@ from pipeline.store import Store
 from pipeline.study import list_studies
 from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
 from workers.worker import Shard
+
+SILENCE = 4 * LONGEST
+"""Seconds without a word after which a run is taken for killed; clocks of machines may differ a little."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ def read_status(store: Store, last_runs: int = 5) -> Status:
     ended = {path.split("/")[-1].removesuffix(".parquet"): path for path in store.list("tables/runs")}
     announced = sorted(path for path in store.list("runs") if path.endswith(".json"))[-last_runs:]
     words = [store.read_json(path) for path in announced]
-    runs = [_run_row(store, word, ended.get(word["run_id"])) for word in words]
+    now = datetime.now(UTC)
+    runs = [_run_row(store, word, ended.get(word["run_id"]), now) for word in words]
     claims = {todo["result_id"]: (word, todo) for word in words for todo in word["todo"]}  # of several, the last
     published = {result.result_id for result in results}
     unfinished = [_unfinished(store, *claim) for result_id, claim in claims.items() if result_id not in published]
@@ -76,14 +83,32 @@ def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
     return sorted(rows, key=depth)
 
 
-def _run_row(store: Store, word: dict[str, Any], ended: str | None) -> dict[str, Any]:
+def _run_row(store: Store, word: dict[str, Any], ended: str | None, now: datetime) -> dict[str, Any]:
     row = {"run": word["run_id"], "study": word["study_id"], "started": word["started"][:19]}
     if ended is None:
-        return {**row, "outcome": "running, or killed"}
+        return {**row, **_signs_of_life(store, word["run_id"], now)}
     found = store.read_table(ended, [name for name in RUNS.schema.names if name in ("outcome", "computed", "error")])
     record = found.to_pylist()[0]
     error = (record["error"] or "").partition("\n")[0]
     return {**row, "outcome": record["outcome"], "computed": len(record["computed"]), "error": error}
+
+
+def _signs_of_life(store: Store, run_id: str, now: datetime) -> dict[str, Any]:
+    """Whether a run that has not ended is still heard of, and how far it is."""
+    try:
+        alive = store.read_json(alive_path(run_id))
+        silent = (now - datetime.fromisoformat(alive["time"])).total_seconds()
+    except (StoreError, ValueError, LookupError):
+        return {"outcome": "running, or killed"}
+    row = {
+        "outcome": "running" if silent < SILENCE else f"killed? silent for {silent:.0f} s",
+        "where": f"{alive.get('host', '')} {alive.get('pid', '')}",
+        "failed": alive.get("shards_failed", 0),
+        "retried": alive.get("shards_retried", 0),
+    }
+    if "stage" in alive:
+        row["progress"] = f"{alive['stage']} {alive['shards_done']}/{alive['shards']}"
+    return row
 
 
 def _passes_row(store: Store, result_id: str, layer: str, result: Result | None = None) -> dict[str, Any] | None:

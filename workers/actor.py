@@ -67,7 +67,7 @@ class _Metrics:
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
-        self._shards = Counter("raydissect_shards", "Shards done", tag_keys=("stage",))
+        self._shards = Counter("raydissect_shards_done", "Shards done", tag_keys=("stage",))
         self._images = Counter("raydissect_images", "Images in the shards done", tag_keys=("stage",))
         self._bytes = Counter("raydissect_written_bytes", "Bytes written", tag_keys=("stage",))
         self._seconds = Counter("raydissect_seconds", "Seconds spent on the shards done", tag_keys=("stage", "phase"))
