@@ -66,16 +66,27 @@ def run(
     settings: Annotated[
         bool, typer.Option("--settings", help="print all settings and their values, run nothing")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="go on with this run (or `last`), refuse if weights, data or settings changed"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="hash every file of results found done, make altered ones again")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Dissect a network, as far as it is not done: model=NAME data=NAME store=URL stages=[dissect] layers=auto."""
     from pipeline.compose import compose_settings
     from pipeline.executor import make_executor
+    from pipeline.resume import read_run
     from pipeline.run import run as run_pipeline
     from pipeline.subject import resolve_device
 
     log_to_stderr(verbose)
-    composed = compose_settings(overrides or [])
+    resumed = read_run(_open_store(overrides), resume, overrides or []) if resume is not None else None
+    composed = resumed.settings if resumed else compose_settings(overrides or [])
     if settings:
         stages = {name: stage.model_dump(mode="json") for name, stage in composed.stages_by_name().items()}
         console.print_json(data={**composed.model_dump(mode="json"), "stage": stages})
@@ -83,12 +94,54 @@ def run(
     device = resolve_device(composed.cluster)
     composed = composed.model_copy(update={"cluster": composed.cluster.model_copy(update={"device": device})})
     with make_executor(composed.cluster) as executor, progress() as bar:
-        outcome = run_pipeline(composed, executor, bar)
+        outcome = run_pipeline(composed, executor, bar, verify=verify, resumed=resumed)
     say(
         f"study {outcome.study_id}: {len(outcome.layers)} layers, {len(outcome.computed)} results computed, "
         f"{len(outcome.found)} found done"
     )
     _print_summary(composed.store, outcome.study_id)
+
+
+@app.command()
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="-- run|ingest [NAME=VALUE]...", help="what is to be done, after two dashes")
+    ],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, as http://HOST:8265")
+    ],
+    wait: Annotated[bool, typer.Option("--wait", help="follow the job's log, and end with its exit code")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="stop the job that does this work")] = False,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="use the code that the cluster has, do not send this machine's")
+    ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="environment variable to send along; its value shows on the cluster's dashboard"),
+    ] = None,
+) -> None:
+    """Have a Ray cluster do it: the same work is one job, whoever submits it, and goes on where it stood."""
+    from pipeline.jobs import Jobs, check_work
+
+    work = check_work(words)
+    jobs = Jobs(address)
+    if cancel:
+        job_id = jobs.cancel(work)
+        say(f"{job_id}: stopped" if job_id else f"{work.name}: no job is at this work")
+        return
+    job = jobs.submit(work, installed=installed, env=env or [])
+    say(f"{job.job_id}: {'at work already' if job.attached else 'submitted'} at {jobs.address}")
+    say(f"  raydissect status store={work.store} tells how far it is; submit with --wait follows it, --cancel stops it")
+    if not wait:
+        return
+    try:
+        ended = jobs.follow(job.job_id, say)
+    except KeyboardInterrupt:
+        say(f"{job.job_id} goes on: submit it again with --wait to follow it, with --cancel to stop it", errors)
+        sys.exit(INTERRUPTED)
+    if ended.code:
+        say(f"{job.job_id} failed with exit code {ended.code}: {ended.message or 'see above'}", errors, style="red")
+        sys.exit(ended.code)
 
 
 @app.command()
@@ -139,15 +192,27 @@ def query(
 
 
 @app.command()
-def status(overrides: Overrides = None) -> None:
+def status(
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="all of it as JSON, for other programs")] = False,
+) -> None:
     """What the store holds, and how far running work is, from the store alone."""
+    from dataclasses import asdict
+
     from pipeline.status import read_status
 
     found = read_status(_open_store(overrides))
+    if json:
+        console.print_json(data=asdict(found))
+        return
     print_rows(["study", "model", "dataset", "images", "layers", "results"], found.studies)
     if found.runs:
         say("\nlast runs:")
-        print_rows(["run", "study", "started", "outcome", "computed", "error"], found.runs)
+        names = ["run", "study", "started", "outcome", "computed", "error"]
+        running = [
+            name for name in ("progress", "failed", "retried", "where") if any(name in row for row in found.runs)
+        ]
+        print_rows([*names[:4], *running, *names[4:]], found.runs)
     if found.unfinished:
         say("\nunfinished work:")
         print_rows(["run", "stage", "layer", "shards done", "shards"], found.unfinished)

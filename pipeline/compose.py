@@ -163,6 +163,23 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     return settings
 
 
+def given_settings(overrides: list[str]) -> dict[str, Any]:
+    """The values, by full name and as JSON has them, that overrides set; of a group all that its file sets.
+
+    Raises:
+        SettingsError: as `compose_settings`.
+    """
+    composed = compose_settings(overrides).model_dump(mode="json")
+    given: dict[str, Any] = {}
+    for name in (name for one in overrides for name, _ in _rewrite(one)):
+        name = "cluster.executor" if name == "cluster" else name
+        value: Any = composed
+        for part in name.split("."):
+            value = value[part]
+        given |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return given
+
+
 def _compose_files(overrides: list[str]) -> dict[str, Any]:
     """What Hydra makes of the files of `conf`."""
     folder = str(Path(str(files("conf"))).resolve())

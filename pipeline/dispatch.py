@@ -15,9 +15,13 @@ from typing import Any, Protocol
 from pipeline.errors import NoWorkersError
 from pipeline.ledger import Ledger, build_failed
 from pipeline.settings import Cluster
-from workers.process import Failure
+from workers.process import BATCH_SIZE, OUT_OF_MEMORY, Failure
 from workers.worker import Shard, ShardReport
 
+MEMORY = "memory"
+"""A word in the reason of a death that less work at a time would have prevented."""
+
+_LESS_MEMORY = f"Lower cluster.workers, and if one worker is too many for a node, {BATCH_SIZE}"
 _LONGEST_WAIT = 0.5  # seconds until deadlines are looked at again
 
 logger = logging.getLogger("raydissect")
@@ -212,7 +216,9 @@ class Dispatch:
             seat.failed_starts += 1
             if seat.failed_starts >= self._cluster.max_deaths:
                 message = f"its process died {seat.failed_starts} times while starting: {death.reason}"
-                self._dismiss(seat, Failure(None, "WorkerDied", message))
+                short = MEMORY in death.reason
+                message += f". {_LESS_MEMORY}" if short else ""
+                self._dismiss(seat, Failure(None, OUT_OF_MEMORY if short else "WorkerDied", message))
 
     def _requeue(self, held: list[Shard], death: Death) -> None:
         for shard in reversed(held):
@@ -253,6 +259,8 @@ class Dispatch:
 
 def _quarantined(shard: Shard, reasons: list[str]) -> Failure:
     times = f"{len(reasons)} times" if len(reasons) > 1 else "once"
+    if MEMORY in reasons[-1]:
+        return Failure(shard, OUT_OF_MEMORY, f"its worker died {times}, last: {reasons[-1]}. {_LESS_MEMORY}")
     return Failure(
         shard,
         "Quarantined",

@@ -21,14 +21,15 @@ import ray
 import ray._private.ray_constants
 import ray._raylet
 from ray import cloudpickle
-from ray.exceptions import ActorUnschedulableError, RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.dispatch import Death, Dispatch, Seat
+from pipeline.dispatch import MEMORY, Death, Dispatch, Seat
 from pipeline.errors import NoWorkersError
 from pipeline.events import OnEvent, ignore
 from pipeline.ledger import Build, Ledger, OnReport
 from pipeline.settings import Cluster
+from pipeline.shipping import code_folder
 from workers.actor import ShardActor
 from workers.process import Failure
 from workers.worker import Shard, ShardReport
@@ -36,6 +37,7 @@ from workers.worker import Shard, ShardReport
 _OBJECT_STORE_BYTES = 100 * 2**20  # descriptors and reports need none; Ray insists on 75 MiB
 _LONGEST_FOLDER = 20  # of temporary folders: Ray's socket paths below must stay within 107 bytes
 _KNOCK_SECONDS = 10
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for the driver of a submitted job
 _LOCAL_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -170,6 +172,8 @@ class _RayPool:
             return Failure(None, type(cause).__name__, str(cause), error.traceback_str)
         except (RuntimeEnvSetupError, ActorUnschedulableError) as error:
             return Failure.of(error)
+        except OutOfMemoryError:
+            return Death(f"killed by Ray, as its node ran low on {MEMORY}")
         except RayError as error:
             return Death(_reason(error), counts=not getattr(error, "preempted", False))
 
@@ -247,13 +251,24 @@ def _connect(cluster: Cluster) -> Iterator[None]:
             _knock(cluster.address)
             ray.init(
                 **options,
-                runtime_env=cluster.runtime_env or None,
+                runtime_env=stack.enter_context(_runtime_env(cluster)) or None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise _no_connection(cluster, error) from error
         yield
+
+
+@contextmanager
+def _runtime_env(cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """What workers run in: on a cluster elsewhere this process's own code, unless a job has brought it there."""
+    wanted = cluster.ship_code and cluster.address is not None and _JOB_CONFIG not in os.environ
+    if not wanted or "working_dir" in cluster.runtime_env:
+        yield cluster.runtime_env
+        return
+    with code_folder() as folder:
+        yield {"working_dir": str(folder), **cluster.runtime_env}
 
 
 def _knock(address: str | None) -> None:

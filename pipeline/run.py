@@ -19,6 +19,7 @@ from pipeline.events import EventLog, OnEvent, outcome_of
 from pipeline.executor import Executor
 from pipeline.mend import altered_paths, find_altered, find_missing, forget
 from pipeline.plan import Key, Plan, expand_stages, make_plan
+from pipeline.resume import Resumed
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, Stage
@@ -33,7 +34,12 @@ MOST_MENDS = 10
 
 
 def run(
-    settings: RunSettings, executor: Executor, on_progress: OnProgress | None = None, *, verify: bool = False
+    settings: RunSettings,
+    executor: Executor,
+    on_progress: OnProgress | None = None,
+    *,
+    verify: bool = False,
+    resumed: Resumed | None = None,
 ) -> Outcome:
     """Do what the settings ask for, as far as it is not done yet.
 
@@ -41,6 +47,7 @@ def run(
         settings: what to look at, how, and where to.
         executor: where shards are worked on; entered by the caller.
         on_progress: told about every shard.
+        resumed: the run that this one goes on with; another study is refused.
         verify: read and hash every file of the results that are found done, and make again what is altered.
 
     Raises:
@@ -49,6 +56,8 @@ def run(
     """
     stages, wanted = settings.stages_by_name(), expand_stages(list(settings.stages))
     subject = prepare(settings, on_progress)
+    if resumed is not None:
+        resumed.check(subject.study)
     return execute(settings, subject, wanted, stages, executor, on_progress, verify=verify)
 
 
@@ -73,7 +82,7 @@ def execute(
             tell("run_started", study_id=outcome.study_id, stages=wanted, layers=outcome.layers)
             subject.study.publish(subject.store)
             plan = partial(make_plan, subject.store, subject.study, outcome.layers, wanted, stages)
-            work = _Work(subject, plan, executor, outcome, on_progress, tell)
+            work = _Work(settings, subject, plan, executor, outcome, on_progress, tell)
             work.run(started, verify)
     except BaseException as error:
         raised = error
@@ -94,6 +103,7 @@ def execute(
 class _Work:
     """A run's plan, and who works through it."""
 
+    settings: RunSettings
     subject: Subject
     plan: Callable[..., Plan]
     executor: Executor
@@ -107,7 +117,7 @@ class _Work:
         withdrawn = self._forget(look(self.subject.store, self.plan().published.values()))
         for mends_left in reversed(range(MOST_MENDS + 1)):
             current = self.plan(again=withdrawn)
-            _announce(self.subject, current, self.outcome.run_id, started)
+            _announce(self.settings, self.subject, current, self.outcome.run_id, started)
             self.outcome.found.clear()
             try:
                 Runner(self.subject, current, self.executor, self.outcome, self.on_progress, self.on_event).run()
@@ -125,8 +135,8 @@ class _Work:
         return forget(self.subject.store, self.outcome.study_id, paths)
 
 
-def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
-    """Leave word of what is being worked on, so that `status` can tell from the store alone."""
+def _announce(settings: RunSettings, subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
+    """Leave word of what is being worked on, for `status`, and from what, for `--resume`: the store alone tells it."""
     job = Job(subject.store, subject.study, subject.manifest, subject.model, subject.device, {})
     todo = [
         {
@@ -140,7 +150,8 @@ def _announce(subject: Subject, plan: Plan, run_id: str, started: datetime) -> N
         if (stage.name, layer) in plan.todo
     ]
     word = {"run_id": run_id, "study_id": subject.study.study_id, "started": started.isoformat()}
-    subject.store.write_json(f"runs/{run_id}.json", {**word, "todo": todo})
+    origin = {"settings": settings.model_dump(mode="json"), "study": subject.study.model_dump(mode="json")}
+    subject.store.write_json(f"runs/{run_id}.json", {**word, **origin, "todo": todo})
 
 
 def _run_row(

@@ -24,6 +24,10 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 
 
+NUMERICS = ("threads", "device", "precision", "memory_format")
+"""Settings of the cluster that can move the last bit of a forward pass; all others may change from run to run."""
+
+
 class Cluster(Settings):
     """Where shards are worked on (`cluster=ray` or `cluster=inline`)."""
 
@@ -42,4 +46,5 @@ class Cluster(Settings):
     max_deaths: int = Field(3, ge=1)  # a shard that outlives this many workers is quarantined
     shard_timeout: float = Field(1800, gt=0)  # seconds after which a shard counts as hung
     start_timeout: float = Field(120, gt=0)  # seconds without any worker after which the run fails
+    ship_code: bool = True  # to the cluster at `address`: workers run this process's version of raydissect
     runtime_env: dict[str, Any] = {}

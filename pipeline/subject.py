@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,11 +17,11 @@ from pipeline.store import Store
 from pipeline.study import Numerics, Study
 from pipeline.train import EPOCHS, train
 from schemas import Manifest
-from workers.models import ModelSpec, keep, load, load_once
+from workers.models import ModelSpec, keep, load, load_once, weights_names
 from workers.nn.layers import expand_layers, layer_table
 from workers.process import cores_here
 from workers.training import Epoch
-from workers.weights import is_file
+from workers.weights import is_file, serialize_weights
 
 logger = logging.getLogger("raydissect")
 
@@ -44,7 +45,7 @@ class Subject:
 
 def prepare(settings: RunSettings, on_progress: OnProgress | None = None) -> Subject:
     """Find the data set, load the network once, measure its layers, and name the study."""
-    store = Store(settings.store)
+    store = Store(_whole_url(settings))
     manifest = load_manifest(store, settings.data.dataset_name)
     device = resolve_device(settings.cluster)
     spec = model_spec(settings, store, manifest, on_progress)
@@ -68,33 +69,61 @@ def prepare(settings: RunSettings, on_progress: OnProgress | None = None) -> Sub
     return Subject(store, study, manifest, spec, device, layers, decode_threads(settings.cluster, device))
 
 
+def _whole_url(settings: RunSettings) -> str:
+    """The store, for workers whose working folder is another: they may be on other machines, with shipped code."""
+    if settings.cluster.address is None or "://" in settings.store:
+        return settings.store
+    return str(Path(settings.store).absolute())
+
+
 def model_spec(
     settings: RunSettings, store: Store, manifest: Manifest, on_progress: OnProgress | None = None
 ) -> ModelSpec:
-    """The network to load; own weights are copied into the store, where every worker finds them.
-
-    Raises:
-        SettingsError: the weights have another sha256 than the settings say.
-    """
+    """The network to load; own weights are copied into the store, where every worker finds them."""
     model, weights = settings.model, settings.model.weights
     if weights == "trained":
         weights = "store:" + trained_weights(model, store, manifest, on_progress)
     elif is_file(weights):
-        try:
-            data = read_anywhere(store)(weights)
-        except StoreError as error:
-            raise SettingsError(f"model.weights: {error}") from error
-        sha256 = hashlib.sha256(data).hexdigest()
-        if model.sha256 and sha256 != model.sha256.lower():
-            raise SettingsError(f"{weights} has sha256 {sha256}, model.sha256 is {model.sha256}")
-        given = ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
-        loaded = load(given, lambda _: data)  # before it is in the store: what is wrong names the file as it was given
-        path = f"weights/{sha256[:16]}.{weights.partition('?')[0].rpartition('.')[2]}"
-        store.create(path, data)
-        spec = replace(given, weights=f"store:{path}")
-        keep(loaded, spec, store.url)
-        return spec
-    return ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
+        return keep_weights(model, store)
+    spec = ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
+    if settings.cluster.address is not None and weights in weights_names(spec.name):
+        return _keep_published(spec, store)
+    return spec
+
+
+def _keep_published(spec: ModelSpec, store: Store) -> ModelSpec:
+    """Copy weights that are had by name into the store: a cluster's workers may reach that and nothing else."""
+    path = f"weights/{spec.name.replace(':', '-')}-{spec.weights}.safetensors"
+    kept = replace(spec, copy=f"store:{path}")
+    if not store.exists(path):
+        loaded = load_once(spec, read_anywhere(store), store.url)
+        store.create(path, serialize_weights(loaded.module))
+        keep(loaded, kept, store.url)
+    return kept
+
+
+def keep_weights(model: ModelSettings, store: Store) -> ModelSpec:
+    """Copy a file of weights into the store, once it has proved to fit the network.
+
+    Raises:
+        SettingsError: it cannot be read, or has another sha256 than the settings say.
+        ModelError: it does not fit.
+    """
+    weights = model.weights
+    try:
+        data = read_anywhere(store)(weights)
+    except StoreError as error:
+        raise SettingsError(f"model.weights: {error}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if model.sha256 and sha256 != model.sha256.lower():
+        raise SettingsError(f"{weights} has sha256 {sha256}, model.sha256 is {model.sha256}")
+    given = ModelSpec(name=model.name, weights=weights, seed=model.seed, num_classes=model.num_classes)
+    loaded = load(given, lambda _: data)  # before it is in the store: what is wrong names the file as it was given
+    path = f"weights/{sha256[:16]}.{weights.partition('?')[0].rpartition('.')[2]}"
+    store.create(path, data)
+    spec = replace(given, weights=f"store:{path}")
+    keep(loaded, spec, store.url)
+    return spec
 
 
 def trained_weights(

@@ -56,6 +56,7 @@ class ModelSpec:
         transform_input: GoogLeNet and Inception v3 only: convert from ImageNet's mean and std to the ones
             that torchvision's published weights were trained with. None does for exactly those weights,
             by name or by the file's hash.
+        copy: path of a copy of named weights, which is read in place of a download.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelSpec:
     num_classes: int | None = None
     sha256: str | None = None
     transform_input: bool | None = None
+    copy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def load(spec: ModelSpec, read: Callable[[str], bytes]) -> LoadedModel:
         if spec.weights == RANDOM:
             randomize(module, spec.seed)
         else:
-            state = _read_state(spec, network, data)
+            state = _read_state(spec, network, data, read)
             num_classes = _count_classes(module, state)
             if spec.num_classes is None and num_classes != _count_classes(module):
                 module = network.build(num_classes=num_classes)
@@ -251,9 +253,13 @@ def _find(spec: ModelSpec, data: bytes | None) -> _Network:
     return network
 
 
-def _read_state(spec: ModelSpec, network: _Network, data: bytes | None) -> dict[str, Tensor]:
+def _read_state(
+    spec: ModelSpec, network: _Network, data: bytes | None, read: Callable[[str], bytes]
+) -> dict[str, Tensor]:
     if data is not None:
         state = parse_weights(data, spec.weights)
+    elif spec.copy is not None:
+        state = parse_weights(read(spec.copy), spec.copy)
     else:
         try:
             state = network.published(spec.weights)

@@ -8,6 +8,11 @@ import torch
 
 from workers.worker import Shard, ShardReport, Stopwatch
 
+OUT_OF_MEMORY = "OutOfMemory"
+"""What a failure is called that less work at a time would cure."""
+
+BATCH_SIZE = "data.batch_size at ingest (images that go through the network at a time; data.shard_size: in memory)"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -31,11 +36,12 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, shard: Shard | None = None) -> "Failure":
-        """The failure that an exception is, with its causes in `frames`."""
+        """The failure that an exception is, with its causes in `frames`; one kind for all that memory can be short."""
+        short = _is_out_of_memory(error)
         return cls(
             shard=shard,
-            error=type(error).__name__,
-            message=str(error),
+            error=OUT_OF_MEMORY if short else type(error).__name__,
+            message=f"{_first_sentence(error)}. {_less_memory(error)}" if short else str(error),
             frames="".join(traceback.format_exception(error)).rstrip(),
             exit_code=getattr(error, "exit_code", 1),
             altered=getattr(error, "altered", ""),
@@ -43,6 +49,22 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.error}: {self.message}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch raises a RuntimeError of no kind of its own where the CPU's memory ends."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text.partition("DefaultCPUAllocator: ")[2] or text.partition(". ")[0].rstrip(".")
+
+
+def _less_memory(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"Lower {BATCH_SIZE}, or let fewer workers share a GPU (raise cluster.gpus_per_worker)"
+    return f"Lower cluster.workers (or cluster.window, to 1), and if one worker is too many, {BATCH_SIZE}"
 
 
 def report_of(shard: Shard, watch: Stopwatch, bytes_written: int, worker: str, hardware: str) -> ShardReport:

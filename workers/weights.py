@@ -31,6 +31,11 @@ class ModelError(ValueError):
     """A network, its weights or a layer cannot be used: the message says which, why, and what to do."""
 
 
+def serialize_weights(module: nn.Module) -> bytes:
+    """A network's weights and buffers as a safetensors file."""
+    return safetensors.torch.save({name: value.clone() for name, value in module.state_dict().items()})
+
+
 def is_file(weights: str) -> bool:
     """Tell a path or URL of weights from the name of weights."""
     return weights.partition("?")[0].endswith(FILE_SUFFIXES)
