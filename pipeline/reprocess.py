@@ -110,9 +110,15 @@ def reprocess(schedule: Schedule, stop: Stop, on_plan: OnPlan, on_line: OnLine) 
     store = Store(schedule.store)
     with Lease(store, LEASE, schedule.lease_seconds) as lease:
         planner = Planner(store)
-        plan = SchedulePlan(planner.steps(expansion.tasks), expansion.remarks)
+
+        def go_on() -> None:
+            lease.check()
+            if stop.asked:
+                raise KeyboardInterrupt
+
+        plan = SchedulePlan(planner.steps(expansion.tasks, go_on), expansion.remarks)
         on_plan(plan)
-        outcome = _carry_out(schedule, plan.steps, planner, lease, stop, on_line)
+        outcome = _carry_out(schedule, plan.steps, planner, go_on, on_line)
         if schedule.retention.wanted:
             lease.renew()
             outcome.removed = _apply_retention(store, schedule, outcome)
@@ -133,10 +139,14 @@ class Planner:
         self._datasets: dict[str, str] = {}
         self._results: dict[str, set[str]] = {}
 
-    def steps(self, tasks: list[Task]) -> list[Step]:
-        """The steps of tasks, in order."""
+    def steps(self, tasks: list[Task], go_on: Callable[[], None] = lambda: None) -> list[Step]:
+        """The steps of tasks, in order; `go_on` is called before each and may raise."""
         records, places = read_records(self._store, tasks)
-        return [self._step(task, records.get(task.task_id), task.place in places) for task in tasks]
+        steps = []
+        for task in tasks:
+            go_on()
+            steps.append(self._step(task, records.get(task.task_id), task.place in places))
+        return steps
 
     def look(self, task: Task) -> tuple[str, tuple[str, ...], bool]:
         """Load a task's network and see: its study, its manifests, whether all are there or were retired."""
@@ -254,9 +264,9 @@ def _reason(
 
 
 def _carry_out(
-    schedule: Schedule, steps: list[Step], planner: Planner, lease: Lease, stop: Stop, on_line: OnLine
+    schedule: Schedule, steps: list[Step], planner: Planner, go_on: Callable[[], None], on_line: OnLine
 ) -> Outcome:
-    """Run what is to be run, so many at once; all of them are ended when this one ends."""
+    """Run what is to be run, so many at once; all of them are ended when this one ends, as when `go_on` raises."""
     store, outcome = Store(schedule.store), Outcome()
     for step in steps:
         if not step.run:
@@ -267,9 +277,7 @@ def _carry_out(
     ended: queue.SimpleQueue[Child] = queue.SimpleQueue()
     try:
         while waiting or running:
-            lease.check()
-            if stop.asked:
-                raise KeyboardInterrupt
+            go_on()
             while waiting and len(running) < schedule.concurrency:
                 step = waiting.popleft()
                 if step.problem:

@@ -1,7 +1,6 @@
 """Reprocessing: what is done is told from what is not, by the reason; retention, failures, leases, kills."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -10,7 +9,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from pipeline.schedule import read_schedule
 from pipeline.store import Store
 from tests import small
 from tests.command import Ended, raydissect
+from tests.pipeline.test_hook import Listener
 
 ROOT = Path(__file__).parents[2]
 LAYER = "features.4"
@@ -362,50 +361,6 @@ def test_sigterm_ends_it_with_its_task_and_leaves_the_lease(place):
     Lease(place.store, "reprocess", 60)
 
 
-class Listener:
-    """A real web server that answers as it is told and keeps what it was sent."""
-
-    def __init__(self, *answers: int) -> None:
-        self.bodies: list[dict] = []
-        self.paths: list[str] = []
-        left = list(answers)
-        listener = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                listener.paths.append(self.path)
-                listener.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(left.pop(0) if left else 200)
-                self.send_header("Location", "file:///etc/passwd")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def do_GET(self):
-                raise AssertionError("a hook is POSTed")
-
-            def log_message(self, *_): ...
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?token=secret"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-@pytest.fixture
-def told(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("raydissect"), "propagate", True)
-    monkeypatch.setattr("pipeline.hook.PAUSE", 0.01)
-    return caplog
-
-
 def test_a_failing_task_is_told_to_a_command_and_a_url(place, here, monkeypatch):
     monkeypatch.setattr("pipeline.hook.PAUSE", 0.01)
     kept = place.folder / "told.json"
@@ -423,27 +378,3 @@ def test_a_failing_task_is_told_to_a_command_and_a_url(place, here, monkeypatch)
     assert body == {
         "schedule": "nightly", "store": place.store.url, "task": "mininet a.safetensors absent", "exit_code": BAD_INPUT,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(("answers", "tries"), [((503, 500, 429), 3), ((404,), 1), ((302,), 1), ((307,), 1)])
-def test_a_url_that_does_not_take_it_is_logged_without_its_secret(told, answers, tries):
-    from pipeline.hook import tell
-    from pipeline.schedule import OnFailure
-
-    with Listener(*answers) as listener:
-        tell(OnFailure(url=listener.url), {"a": 1})
-    assert len(listener.paths) == tries
-    assert f"the URL answers {answers[tries - 1]}" in told.text
-    assert "secret" not in told.text
-
-
-def test_a_hook_that_cannot_be_reached_or_fails_is_logged_and_no_more(told):
-    from pipeline.hook import tell
-    from pipeline.schedule import OnFailure
-
-    tell(OnFailure(url="http://127.0.0.1:9/x"), {})
-    assert "the URL cannot be reached" in told.text
-    tell(OnFailure(command=("/none/program",)), {})
-    assert "/none/program could not be run" in told.text
-    tell(OnFailure(command=(sys.executable, "-c", "raise SystemExit('no; $(reboot)')")), {})
-    assert "ended with 1: no; $(reboot)" in told.text
