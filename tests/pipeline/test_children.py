@@ -1,9 +1,9 @@
 """Commands in processes of their own: what they say is passed on, what they said last explains, none is left."""
 
-import os
 import queue
 import stat
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +36,7 @@ def test_a_real_command_that_fails_says_why():
     child, ended = start(lines, "models", "alexnte")
     assert ended.get(timeout=60) is child
     assert child.code == BAD_INPUT
-    assert child.error == "no network's name holds 'alexnte'; did you mean 'alexnet'?"
+    assert child.error.startswith("no network's name holds 'alexnte'; did you mean 'alexnet'")
     assert lines == [("x", f"raydissect: {child.error}")]
 
 
@@ -64,7 +64,6 @@ def test_those_that_do_not_heed_an_interrupt_are_killed_with_what_they_started(p
     end(pair)
     assert time.monotonic() - began < 5
     assert [child.code for child in pair] == [-9, -9]
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.kill(int((tmp_path / "pid").read_text()), 0)
-            time.sleep(0.02)
+    while Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists():
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
