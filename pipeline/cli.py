@@ -393,6 +393,7 @@ def _print_schedule_plan(plan: "SchedulePlan") -> None:
         {
             "do": "run" if step.run else "",
             "because": step.reason,
+            "task": step.task.task_id[:6],
             "model": step.task.model,
             "checkpoint": shown(step.task.checkpoint),
             "data": step.task.data,
@@ -401,7 +402,7 @@ def _print_schedule_plan(plan: "SchedulePlan") -> None:
         }
         for step in plan.steps
     ]
-    print_rows(["do", "because", "model", "checkpoint", "data", "layers", "stages"], rows)
+    print_rows(["do", "because", "task", "model", "checkpoint", "data", "layers", "stages"], rows)
     for remark in plan.remarks:
         say(remark)
     for step in plan.steps:

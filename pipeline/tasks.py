@@ -2,7 +2,8 @@
 
 import platform
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ class Task:
         settings: what the run is to do.
         words: the same, as the command line has it.
         problem: why it cannot even be begun.
+        mark: the beginning of its id, where another task would have the same name.
     """
 
     settings: RunSettings
     words: tuple[str, ...]
     problem: str | None = None
+    mark: str = ""
 
     @property
     def model(self) -> str:
@@ -53,7 +56,7 @@ class Task:
     @property
     def name(self) -> str:
         """For people: the model, the checkpoint without its folder, the data set."""
-        return f"{self.model} {shown(self.checkpoint).rpartition('/')[2]} {self.data}"
+        return f"{self.model} {shown(self.checkpoint).rpartition('/')[2]} {self.data} {self.mark}".rstrip()
 
     @cached_property
     def place(self) -> str:
@@ -141,7 +144,10 @@ def expand(schedule: Schedule) -> Expansion:
                     for checkpoint in [pattern] if problem else checkpoints.get(pattern, [pattern]):
                         task = _task(settings, words, checkpoint, problem)
                         found.setdefault(task.task_id, task)
-    expansion.tasks = list(found.values())
+    names = Counter(task.name for task in found.values())
+    expansion.tasks = [
+        replace(task, mark=task.task_id[:6]) if names[task.name] > 1 else task for task in found.values()
+    ]
     return expansion
 
 

@@ -119,6 +119,7 @@ def test_settings_of_the_schedule_are_those_of_every_run_and_a_jobs_go_over_them
     quantiles = [task.settings.stages_by_name()["thresholds"].model_dump()["quantile"] for task in (first, second)]
     assert quantiles == [0.01, 0.02]
     assert first.place == second.place
+    assert first.name == f"mininet random tiny {first.task_id[:6]}" != second.name
     assert first.task_id != second.task_id
 
 
