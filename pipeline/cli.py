@@ -105,7 +105,7 @@ def run(
 @app.command()
 def submit(
     words: Annotated[
-        list[str], typer.Argument(metavar="-- run|ingest [NAME=VALUE]...", help="what is to be done, after two dashes")
+        list[str], typer.Argument(metavar="-- run|ingest|reprocess ...", help="what is to be done, after two dashes")
     ],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, as http://HOST:8265")

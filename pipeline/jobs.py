@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -32,15 +33,24 @@ from ray.job_submission import JobDetails, JobStatus
 
 from pipeline.compose import RunSettings, compose_settings
 from pipeline.errors import DONE, FAILED, INTERRUPTED, JobsError, SettingsError
+from pipeline.schedule import read_schedule
 from pipeline.shipping import code_folder
 from pipeline.store import Store, digest
 from pipeline.subject import keep_weights, resolve_device
 from workers.weights import is_file
 
 FLAGS = ("-v", "--verbose")
+REPROCESS = "reprocess"
+
+_SCHEDULE = "schedule.yaml"
 
 _FILES = ("file", "local")
 _OF_ONE_MACHINE = (*_FILES, "memory")
+_ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",  # as Ctrl-C: the run's record says that it was interrupted
+    "RAY_JOB_STOP_WAIT_TIME_S": "20",
+}
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 _ANSWER_SECONDS = 10
 _SILENT_SECONDS = 30  # of a log, after which the cluster is asked whether it is still there
@@ -56,11 +66,13 @@ class Work:
         words: of the command line, without `raydissect`.
         store: where what it does can be watched.
         identity: what is to be done, whoever does it and on how many workers.
+        files: sent along, into the folder that the command runs in.
     """
 
     words: tuple[str, ...]
     store: str
     identity: Any = field(repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -87,26 +99,40 @@ def check_work(words: Sequence[str]) -> Work:
     """Check a command as it would be checked where it runs. Own weights are copied into the store.
 
     Args:
-        words: `run` or `ingest` with their settings; without a command, of `run`.
+        words: `run` or `ingest` with their settings, `reprocess` with a schedule; without a command, of `run`.
 
     Raises:
         SettingsError: it is another command, or a setting is wrong or names something that the cluster cannot see.
     """
     command, rest = (words[0], list(words[1:])) if words and "=" not in words[0] else ("run", list(words))
-    if command not in _COMMANDS:
-        raise SettingsError(
-            f"{command!r} cannot be submitted, only {' or '.join(_COMMANDS)} can: submit -- run model=..."
-        )
-    overrides = [word for word in rest if word not in FLAGS]
-    if options := [word for word in overrides if word.startswith("-")]:
-        raise SettingsError(
-            f"{options[0]!r} cannot be submitted: give settings as name=value, and {FLAGS[0]} for more log"
-        )
-    settings = compose_settings(overrides)
+    if command not in (*_COMMANDS, REPROCESS):
+        known = " or ".join((*_COMMANDS, REPROCESS))
+        raise SettingsError(f"{command!r} cannot be submitted, only {known} can: submit -- run model=...")
+    flags, rest = [word for word in rest if word in FLAGS], [word for word in rest if word not in FLAGS]
+    if options := [word for word in rest if word.startswith("-")]:
+        raise SettingsError(f"{options[0]!r} cannot be submitted with {command}, of its options only {FLAGS[0]} can")
+    if command == REPROCESS:
+        return _check_reprocess(flags, rest)
+    settings = compose_settings(rest)
     _check_visible("store", settings.store)
-    sent, identity = _COMMANDS[command](settings, overrides)
-    flags = [word for word in rest if word in FLAGS]
+    sent, identity = _COMMANDS[command](settings, rest)
     return Work((command, *flags, *sent), settings.store, [command, settings.store, *identity])
+
+
+def _check_reprocess(flags: list[str], words: list[str]) -> Work:
+    """The schedule goes along as a file; its runs work on the cluster they are on."""
+    if len(words) != 1:
+        raise SettingsError(f"{REPROCESS} takes one schedule, not {len(words)}: submit -- {REPROCESS} SCHEDULE.yaml")
+    schedule = read_schedule(Path(words[0])).model_dump(mode="json")
+    _check_visible("the schedule's store", schedule["store"])
+    for entry in (schedule, *schedule["jobs"]):
+        entry["settings"].pop("cluster.address", None)
+        for checkpoint in entry.get("checkpoints", ()):
+            if (is_file(checkpoint) or set("/*?[") & set(checkpoint)) and not checkpoint.startswith("store:"):
+                _check_visible("a checkpoint", checkpoint)
+    schedule["settings"]["cluster.address"] = "auto"
+    files = {_SCHEDULE: json.dumps(schedule, indent=1)}
+    return Work((REPROCESS, *flags, _SCHEDULE), schedule["store"], [REPROCESS, schedule], files)
 
 
 def _check_run(settings: RunSettings, overrides: list[str]) -> tuple[list[str], list[Any]]:
@@ -188,11 +214,14 @@ class Jobs:
                 self._client.delete_job(_id(old))
         number = _number(work, _id(attempts[-1])) + 1 if attempts else 1
         job_id = work.name if number == 1 else f"{work.name}-{number}"
-        runtime_env: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1"} | {name: os.environ[name] for name in env}}
+        runtime_env: dict[str, Any] = {"env_vars": _ENVIRONMENT | {name: os.environ[name] for name in env}}
         with ExitStack() as stack:
             stack.enter_context(self._errors())
-            if not installed:
-                runtime_env["working_dir"] = str(stack.enter_context(code_folder()))
+            if not installed or work.files:
+                folder = TemporaryDirectory(prefix="raydissect-job-") if installed else code_folder()
+                runtime_env["working_dir"] = str(stack.enter_context(folder))
+                for name, text in work.files.items():
+                    Path(runtime_env["working_dir"], name).write_text(text)
             entrypoint = shlex.join(["python", "-m", "pipeline.cli", *work.words])
             try:
                 self._client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env)

@@ -17,11 +17,13 @@ from urllib.request import Request, urlopen
 import boto3
 import grpc
 import pytest
+import yaml
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from pipeline.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, SettingsError
-from pipeline.jobs import Ended, Jobs, _Log, check_work
+from pipeline.jobs import _ENVIRONMENT, Ended, Jobs, _Log, check_work
+from pipeline.schedule import read_schedule
 from tests import dissect, small
 from tests.cluster import RayCluster, ray_cluster
 from tests.command import interrupt, raydissect
@@ -64,6 +66,37 @@ def test_work_is_named_by_what_is_to_be_done():
 def test_what_the_cluster_cannot_do_is_not_sent(words: list[str], message: str):
     with pytest.raises(SettingsError, match=message):
         check_work(words)
+
+
+def _schedule(path: Path, **changes: object) -> Path:
+    job = {"models": "mininet", "checkpoints": "random", "data": "mini", "layers": "features.9"}
+    path.write_text(yaml.safe_dump({"store": STORE, "jobs": [job], **changes}))
+    return path
+
+
+def test_a_schedule_is_sent_along(tmp_path: Path):
+    path = _schedule(tmp_path / "own.yaml", settings={"cluster.address": "head:6379", "quantile": 0.01})
+    work = check_work(["reprocess", str(path)])
+    assert work.words == ("reprocess", "schedule.yaml")
+    (tmp_path / "sent.yaml").write_text(work.files["schedule.yaml"])
+    sent = read_schedule(tmp_path / "sent.yaml")
+    assert sent.name == "own"
+    assert sent.settings == {"cluster.address": "auto", "quantile": 0.01}
+    assert sent.jobs == read_schedule(path).jobs
+    (tmp_path / "moved").mkdir()
+    assert check_work(["reprocess", "-v", str(path.rename(tmp_path / "moved" / "own.yaml"))]).name == work.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"store": "work"}, "the schedule's store is work"),
+        ({"jobs": [{"models": "alexnet", "data": "mini", "checkpoints": ["runs/*.pth"]}]}, "a checkpoint is runs/"),
+    ],
+)
+def test_a_schedule_that_the_cluster_cannot_do_is_not_sent(tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(SettingsError, match=message):
+        check_work(["reprocess", str(_schedule(tmp_path / "own.yaml", **changes))])
 
 
 def test_own_weights_go_into_the_store_and_are_the_same_study(tmp_path: Path):
@@ -204,10 +237,19 @@ def test_work_under_way_is_attached_to_followed_and_stopped(cluster: RayCluster,
             assert waiting.result(60).code == INTERRUPTED
     finally:
         _submit(cluster, *words, options=("--cancel",))
+    assert "interrupted" in raydissect("status", f"store={STORE}").out
     assert "no job is at this work" in _submit(cluster, *words, options=("--cancel",)).out
     finished = _submit(cluster, *words)
     assert finished.code == DONE, finished.out
     assert _job_id(finished.out) == f"{job_id}-2"
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ingested")
+def test_a_schedule_is_done_where_it_is_submitted_to(cluster: RayCluster, tmp_path: Path):
+    ended = _submit(cluster, "reprocess", str(_schedule(tmp_path / "own.yaml")))
+    assert ended.code == DONE, ended.out
+    assert "0 tasks found done, 1 computed, 0 failed" in ended.out
 
 
 @pytest.mark.cluster
@@ -251,7 +293,7 @@ def test_only_named_variables_are_sent(cluster: RayCluster, monkeypatch: pytest.
     api = Jobs(cluster.dashboard)
     api.submit(work, env=["RAYDISSECT_A"])
     (job,) = api._attempts(work)
-    assert set(job.runtime_env["env_vars"]) == {"PYTHONUNBUFFERED", "RAYDISSECT_A"}
+    assert set(job.runtime_env["env_vars"]) == {"RAYDISSECT_A", *_ENVIRONMENT}
     assert cluster.token.read_text() not in json.dumps(job.model_dump(mode="json"))
     api.cancel(work)
 
@@ -325,11 +367,11 @@ def test_the_control_service_refuses_who_has_no_token(cluster: RayCluster, token
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ingested")
 def test_a_driver_is_refused_who_has_no_token(cluster: RayCluster, tmp_path: Path):
-    words = ["run", "data=mini", *MODEL, "layers=features.9", f"store={STORE}", f"cluster.address={cluster.address}"]
+    words = ["run", "data=mini", *MODEL, "quantile=0.02", f"store={STORE}", f"cluster.address={cluster.address}"]
 
     def drive(changes: dict[str, str]) -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        environment |= {"HOME": str(tmp_path), **changes}
+        environment |= {"HOME": str(tmp_path), "RAY_NUM_REDIS_GET_RETRIES": "2", **changes}  # not twenty: one a second
         command = [Path(sys.executable).with_name("raydissect"), *words]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
 
