@@ -54,6 +54,7 @@ _ENVIRONMENT = {
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 _ANSWER_SECONDS = 10
 _SILENT_SECONDS = 30  # of a log, after which the cluster is asked whether it is still there
+_STOP_SECONDS = 60
 _MOST_TRIES = 5
 _HINT = "set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token"
 
@@ -239,7 +240,10 @@ class Jobs:
         job_id = _id(attempts[-1])
         with self._errors():
             self._client.stop_job(job_id)
+            deadline = time.monotonic() + _STOP_SECONDS
             while not self._client.get_job_info(job_id).status.is_terminal():
+                if time.monotonic() > deadline:
+                    raise JobsError(f"{job_id} was asked to stop, and has not: ask again, or look at {self.address}")
                 time.sleep(0.2)
         return job_id
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pipeline.compose import compose_settings
+from pipeline.schedule import read_schedule
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = "1.37"
@@ -235,6 +236,11 @@ def test_what_kubernetes_runs_are_commands_of_ours():
     assert words[:2] == ["raydissect", "run"]
     settings = compose_settings(words[2:])
     assert (settings.cluster.address, settings.store) == ("auto", "s3://raydissect/store")
+    (container,) = dict(_pods())["cron"]["spec"]["containers"]
+    assert container["command"][:2] == ["raydissect", "submit"]
+    assert container["args"] == ["reprocess", "/etc/raydissect/schedule.yaml"]
+    for name in ("nightly", "compose"):
+        assert read_schedule(ROOT / "conf" / "schedule" / f"{name}.yaml").cron
 
 
 def test_constraints_pin_every_requirement():
