@@ -274,7 +274,11 @@ def test_the_exit_code_of_a_failing_job_is_carried_over(cluster: RayCluster):
         FAILED: [*run, "data=mini", "cluster.resources={nowhere:1}", "cluster.start_timeout=0.1"],
     }
     api = Jobs(cluster.dashboard)
-    jobs = {code: api.submit(check_work(words)).job_id for code, words in failing.items()}
+    jobs = {}
+    for code, words in failing.items():
+        jobs[code] = api.submit(check_work(words), installed=code == BAD_INPUT).job_id
+    (job,) = api._attempts(check_work(failing[BAD_INPUT]))
+    assert "working_dir" not in job.runtime_env
     log: list[str] = []
     ended = _submit(cluster, *failing[FAILED])
     assert ended.code == FAILED
