@@ -20,6 +20,9 @@ logger = logging.getLogger("raydissect")
 RETRY_SECONDS = 120.0
 """How long an operation is tried again: longer than a gateway takes to restart, shorter than people wait for an error."""
 
+LONGEST_WAIT = 10.0
+"""Seconds between two attempts, at most."""
+
 VARIABLE = "RAYDISSECT_RETRY_SECONDS"
 """The environment variable that sets another time; it stands beside the store's credentials, on every node."""
 
@@ -72,7 +75,7 @@ def retry_seconds(options: dict[str, Any]) -> float:
 def retry(call: Callable[[], Made], what: str, seconds: float) -> Made:
     """Call until it succeeds, fails with an error that stays, or `seconds` are over; then raise its last error.
 
-    Waits are drawn at random, up to twice as long each time and at most 10 s: workers that failed together do not
+    Waits are drawn at random, up to twice as long each time: workers that failed together do not
     come back together.
     """
 
@@ -83,7 +86,7 @@ def retry(call: Callable[[], Made], what: str, seconds: float) -> Made:
 
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_random_exponential(multiplier=0.25, max=10),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_WAIT),
         stop=tenacity.stop_after_delay(seconds),
         before_sleep=warn,
         reraise=True,

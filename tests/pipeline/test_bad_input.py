@@ -1,5 +1,6 @@
 """Bad input and bad luck at the command line: an exit code, a message with a cure, and no traceback."""
 
+import errno
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import pipeline.store as store_module
 from pipeline.results import list_results
 from pipeline.stages.record import Record
 from pipeline.store import Store
@@ -274,6 +276,27 @@ def test_a_full_disk_during_a_run(small: Small, disk: Path):
     assert_same_tables(store, small)
 
 
+def test_a_disk_that_is_full_when_a_result_is_published(small: Small, tmp_path, monkeypatch):
+    """One of a result's tables is written, another is not: readers see neither."""
+    assert raydissect(*small.ingest(tmp_path)).code == 0
+    write = store_module._write_local
+
+    def fill(path: Path, data: bytes, overwrite: bool) -> None:
+        if "tables/areas" in path.as_posix():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data, overwrite)
+
+    monkeypatch.setattr(store_module, "_write_local", fill)
+    ended = raydissect(*small.run(tmp_path))
+    assert_refused(ended, 1, f"cannot write {tmp_path}/tables/areas/", "No space left on device")
+    assert "trying again" not in ended.err
+    assert list_results_of(tmp_path, "thresholds")
+    assert not list_results_of(tmp_path, "tally")
+    monkeypatch.undo()
+    assert raydissect(*small.run(tmp_path)).code == 0
+    assert_same_tables(tmp_path, small)
+
+
 def list_results_of(store: Path, stage: str) -> list[str]:
     return [result.result_id for result in list_results(Store(str(store))) if result.stage == stage]
 
@@ -340,5 +363,5 @@ def test_an_object_store_that_cannot_be_reached_is_a_named_error(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("RAYDISSECT_RETRY_SECONDS", "0.5")
     assert_refused(raydissect("status", "store=s3://bucket/x"), 1, "cannot look for s3://bucket/x/", "127.0.0.1:9")

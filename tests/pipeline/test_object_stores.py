@@ -1,10 +1,7 @@
-"""Stores that are not folders: ingest, run, query and gc in memory and on S3."""
+"""Stores that are not folders: ingest, run, query and gc in memory and on S3 servers."""
 
-import boto3
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from pipeline.gc import collect
 from pipeline.query import query
@@ -17,33 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 TABLES = ("thresholds", "tally", "areas", "null_tally", "detectors", "layer_summary", "exemplars", "layers")
 LAYERS = ("features.6", "classifier.2")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint, monkeypatch):
-    """A client and the URL of an empty bucket; credentials and endpoint are in the environment, as users have them."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # an instance remembers its endpoint
-    client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="dissections")
-    yield client, "s3://dissections/a/prefix"
-    listed = client.list_objects_v2(Bucket="dissections").get("Contents", [])
-    for entry in listed:
-        client.delete_object(Bucket="dissections", Key=entry["Key"])
-    client.delete_bucket(Bucket="dissections")
-    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +52,11 @@ def test_in_memory(source, local):
 
 
 def test_on_s3(bucket, source, local):
-    check(bucket[1], source, local)
+    check(bucket.url, source, local)
 
 
 def test_on_s3_of_two_creates_one_wins(bucket):
-    store = Store(bucket[1])
+    store = Store(bucket.url)
     assert store.create("a/b.json", b"first")
     assert not store.create("a/b.json", b"second")
     assert store.read("a/b.json") == b"first"
@@ -98,7 +68,7 @@ def test_on_s3_of_two_creates_one_wins(bucket):
 
 def test_on_s3_what_others_write_is_seen_after_a_listing(bucket):
     """Listings are not remembered: workers, and other drivers, publish beside this process."""
-    client, url = bucket
+    client, url = bucket.client, bucket.url
     store = Store(url)
     store.write_table("results/s/one.parquet", pa.table({"a": [1]}))
     assert store.list("results") == ["results/s/one.parquet"]
