@@ -8,6 +8,7 @@ It holds a worker and nothing that would be missed: whatever is worth keeping is
 import pickle
 import threading
 
+import ray
 import torch
 from ray.util.metrics import Counter
 
@@ -28,14 +29,14 @@ class ShardActor:
         Args:
             build: a pickled function without arguments that returns a `Worker`; from the driver.
             stage: what metrics are tagged with.
-            name: what reports call this actor.
+            name: what reports call this actor, with its node's address.
             threads: torch threads to compute with.
             lanes: how many shards may be computed at once where the worker allows it.
 
         Returns:
             The hardware it found, or why the worker could not be built.
         """
-        self._name, self._threads = name, threads
+        self._name, self._threads = f"{name} at {ray.util.get_node_ip_address()}", threads
         torch.set_num_threads(threads)
         try:
             self._worker: Worker = pickle.loads(build)()

@@ -16,6 +16,7 @@ from workers.worker import Shard, ShardReport, Worker
 
 def _start(worker: Worker, monkeypatch: pytest.MonkeyPatch, threads: int = 1, lanes: int = 1) -> ShardActor:
     monkeypatch.setattr(pickle, "loads", lambda data: lambda: worker)  # local functions do not pickle
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.7")
     actor = ShardActor()
     hardware = actor.start(b"", "tally", "worker 7", threads, lanes)
     assert hardware.startswith(f"cpu {torch.backends.cpu.get_cpu_capability()}")
@@ -28,7 +29,7 @@ def test_a_report_says_what_happened_and_where(monkeypatch: pytest.MonkeyPatch):
     report = _start(worker, monkeypatch).process(Shard("a", 3, rows=4))
     assert isinstance(report, ShardReport)
     assert written == [5]
-    assert (report.shard.name, report.bytes_written, report.worker) == ("a", 17, "worker 7")
+    assert (report.shard.name, report.bytes_written, report.worker) == ("a", 17, "worker 7 at 10.0.0.7")
     assert report.hardware.startswith("cpu ")
     assert min(report.read_seconds, report.compute_seconds, report.write_seconds) > 0
 
