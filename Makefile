@@ -1,10 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check format wheel clean
+.PHONY: help demo test bench soak check format wheel clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STORE := demo/store
 OUT ?= benchmarks/results/bench.md
+RUNS ?= 50
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,6 +25,9 @@ test: .venv/.ready ## all tests, cluster and browser included
 
 bench: .venv/.ready ## measure how fast it is, print a table and append it to OUT; see BENCHMARKS.md
 	$(BIN)/python -m benchmarks --out $(OUT)
+
+soak: .venv/.ready ## 50 small runs in which a random process is killed every few seconds: all tables must be equal
+	$(BIN)/python -m tests.soak --runs $(RUNS)
 
 check: .venv/.ready ## linters, types, import rules, then the tests
 	$(BIN)/ruff check .
