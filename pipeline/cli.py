@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipeline.errors import FAILED, INTERRUPTED, InputError, RaydissectError, SettingsError
-from pipeline.terminal import console, errors, log_to_stderr, print_rows, progress, say
+from pipeline.redact import shown
+from pipeline.terminal import errors, log_to_stderr, print_json, print_rows, progress, say
 
 if TYPE_CHECKING:
     from pipeline.reprocess import SchedulePlan, Stop
@@ -89,7 +90,7 @@ def run(
     composed = resumed.settings if resumed else compose_settings(overrides or [])
     if settings:
         stages = {name: stage.model_dump(mode="json") for name, stage in composed.stages_by_name().items()}
-        console.print_json(data={**composed.model_dump(mode="json"), "stage": stages})
+        print_json({**composed.model_dump(mode="json"), "stage": stages})
         return
     device = resolve_device(composed.cluster)
     composed = composed.model_copy(update={"cluster": composed.cluster.model_copy(update={"device": device})})
@@ -203,7 +204,7 @@ def status(
 
     found = read_status(_open_store(overrides))
     if json:
-        console.print_json(data=asdict(found))
+        print_json(asdict(found))
         return
     print_rows(["study", "model", "dataset", "images", "layers", "results"], found.studies)
     if found.runs:
@@ -346,10 +347,10 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 
 def _fail(error: Exception | str, code: int) -> NoReturn:
-    say(f"raydissect: {error}", errors, style="red")
+    say(shown(f"raydissect: {error}"), errors, style="red")
     if "-v" in sys.argv or "--verbose" in sys.argv:
         for note in getattr(error, "__notes__", ()):
-            say(note, errors)
+            say(shown(note), errors)
     sys.exit(code)
 
 
@@ -387,8 +388,6 @@ def _stop_on_signals() -> Iterator["Stop"]:
 
 
 def _print_schedule_plan(plan: "SchedulePlan") -> None:
-    from pipeline.tasks import shown
-
     rows = [
         {
             "do": "run" if step.run else "",

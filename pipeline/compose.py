@@ -4,6 +4,7 @@ Nothing is instantiated by name. A bare name of a stage's setting goes to every 
 (`mask_order=threshold_first`); a model or data set without a file of its own in `conf` is taken by name.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import SettingsError
 from pipeline.ingest import DataSettings
@@ -65,6 +66,13 @@ class RunSettings(Settings):
     stages: tuple[str, ...] = Field(("dissect",), min_length=1)
     layers: tuple[str, ...] = Field(("auto",), min_length=1)
     convention: Convention | None = None
+
+    @field_validator("store")
+    @classmethod
+    def _without_password(cls, store: str) -> str:
+        if re.search(r"://[^/@]*:[^/@]*@", store):
+            raise ValueError("has a password in its URL, which would be told to everyone: leave it in the environment")
+        return store
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +141,8 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     """Compose `conf` with overrides such as `model=alexnet`, `quantile=0.01`, `cluster.workers=2`.
 
     A value is text as it stands, whatever characters it has, and is read by its setting's type: no quotes are
-    needed around paths. `null` is no value, `[a,b]` a list, and a mapping has Hydra's grammar (`{CPU:1}`).
+    needed around paths. `null` is no value, `[a,b]` a list, and a mapping has Hydra's grammar (`{CPU:1}`). Nothing
+    is put in for `${...}`, wherever it stands.
 
     Raises:
         SettingsError: an override cannot be read, or a setting is unknown or out of range.
@@ -181,11 +190,11 @@ def given_settings(overrides: list[str]) -> dict[str, Any]:
 
 
 def _compose_files(overrides: list[str]) -> dict[str, Any]:
-    """What Hydra makes of the files of `conf`."""
+    """What Hydra makes of the files of `conf`; `${...}` stays text, or it could read the environment."""
     folder = str(Path(str(files("conf"))).resolve())
     try:
         with initialize_config_dir(folder, version_base="1.3"):
-            values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+            values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         given = " ".join(one.removeprefix("++") for one in overrides)
         raise SettingsError(f"{given} cannot be read as settings: {str(error).splitlines()[0]}") from error

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, Protocol, Self
 
 from pipeline.errors import StoreError
+from pipeline.redact import shown
 from pipeline.store import Store
 
 SHORTEST, LONGEST = 2.0, 30.0
@@ -68,6 +69,7 @@ class EventLog:
         self._write()
 
     def __call__(self, event: str, /, **what: Any) -> None:
+        what = {name: shown(value) if isinstance(value, str) else value for name, value in what.items()}
         line = json.dumps({"time": _now(), "run_id": self._run_id, "event": event, **what}, ensure_ascii=False)
         with self._changed:
             self._lines.append(line)

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline import datasets
 from pipeline.datasets import NAME, Areas, Rejects, list_datasets, load_manifest, summary
 from pipeline.errors import InputError, SettingsError
+from pipeline.redact import shown
 from pipeline.settings import Settings
 from pipeline.shards import (
     Encoded,
@@ -77,6 +78,7 @@ class DataSettings(Settings):
     batch_size: int = Field(32, ge=1)  # images a forward pass, part of the numerics
     max_bad_images: int = Field(10, ge=0)  # rejected images past which ingest fails
     limit: int | None = Field(None, ge=1)  # only the first images in hash order: a random sample
+    follow_links: bool = False  # also to files and folders outside of root, as of a local folder of links
     threads: int | None = Field(None, ge=1)  # that read and decode; None: one a core
     num_images: int = Field(480, ge=2)  # mini only
     size: int = Field(112, ge=16)  # mini only: side of its images in pixels
@@ -94,7 +96,7 @@ class DataSettings(Settings):
     def dataset_name(self) -> str:
         if self.name or self.root is None:
             return self.name or self.source
-        last = self.root.rstrip("/").split("/")[-1].removesuffix(".zip")
+        last = shown(self.root).rstrip("/").split("/")[-1].removesuffix(".zip")
         return re.sub("[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:100] or self.source
 
 
@@ -128,7 +130,7 @@ def ingest(settings: DataSettings, store: Store, *, on_progress: Progress | None
     """
     marker, kind = SOURCES[settings.source]
     if settings.root is not None:
-        with open_files(settings.root, marker) as files:
+        with open_files(settings.root, marker, follow_links=settings.follow_links) as files:
             key = _key(settings, files.fingerprint())
             return _find(settings, store, key) or _Ingest(settings, store, key, on_progress).run(kind(files))
     if settings.source != "mini":
@@ -158,7 +160,7 @@ class _Ingest:
         concepts = source.concepts()
         rows = sorted(source.rows(), key=lambda row: (hash_order(row.image), row.line))
         if not rows:
-            raise InputError(f"{self._settings.root} lists no image")
+            raise InputError(f"{shown(self._settings.root or self._settings.source)} lists no image")
         markers = self._finished()
         rejects = [reject for marker in markers for reject in marker.rejects]
         for group in self._groups(source, rows, markers):
@@ -359,7 +361,8 @@ def _outcome(source: Source, row: Row) -> Encoded | Reject:
 def _too_many(settings: DataSettings, number: int, messages: list[str], path: str) -> InputError:
     first = "\n".join(f"  {message}" for message in messages)
     return InputError(
-        f"{number} images of {settings.root} cannot be used, max_bad_images is {settings.max_bad_images}. "
+        f"{number} images of {shown(settings.root or settings.source)} cannot be used, "
+        f"max_bad_images is {settings.max_bad_images}. "
         f"The first:\n{first}\nAll of them are listed in {path}. Repair them, or raise data.max_bad_images; "
         "finished shards are kept"
     )

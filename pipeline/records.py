@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.gc import Removed, collect
+from pipeline.redact import shown
 from pipeline.store import Store, to_json
-from pipeline.tasks import Task, shown
+from pipeline.tasks import Task
 from pipeline.threads import at_once
 
 TASKS = "reprocess/tasks"

@@ -22,13 +22,14 @@ from pipeline.hook import tell
 from pipeline.lease import Lease
 from pipeline.plan import make_plan
 from pipeline.records import Record, new_record, read_records, retire, retired, write_record
+from pipeline.redact import shown
 from pipeline.results import result_path
 from pipeline.schedule import Schedule
 from pipeline.stage import read_anywhere
 from pipeline.store import Store
 from pipeline.study import Study, list_studies
 from pipeline.subject import prepare
-from pipeline.tasks import Task, checkpoint_key, expand, shown
+from pipeline.tasks import Task, checkpoint_key, expand
 from workers.weights import is_file
 
 logger = logging.getLogger("raydissect")
@@ -321,7 +322,7 @@ def _conclude(schedule: Schedule, outcome: Outcome, task: Task, record: Record, 
 
 
 def _fail(schedule: Schedule, outcome: Outcome, task: Task, record: Record, code: int, error: str) -> None:
-    now = datetime.now(UTC)
+    now, error = datetime.now(UTC), shown(error)
     failed = {"outcome": "failed", "exit_code": code, "error": error, "finished": now}
     write_record(Store(schedule.store), task, record.model_copy(update=failed))
     outcome.failed[task.name] = error

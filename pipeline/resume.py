@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.compose import RunSettings, given_settings, validate
 from pipeline.errors import InputError, SettingsError
+from pipeline.redact import shown_settings
 from pipeline.settings import NUMERICS
 from pipeline.store import Store
 from pipeline.study import Study
@@ -48,7 +49,8 @@ def read_run(store: Store, run_id: str, overrides: list[str]) -> Resumed:
     Args:
         run_id: or `last`.
         overrides: may name another `store` (the same one, seen from elsewhere), and under `cluster` whatever has no
-            say in the numbers, such as `cluster.workers`.
+            say in the numbers, such as `cluster.workers`. Must name again what was withheld from the announcement:
+            queries of URLs, which may hold a signature, and values of environment variables.
 
     Raises:
         InputError: there is no such run.
@@ -62,8 +64,15 @@ def read_run(store: Store, run_id: str, overrides: list[str]) -> Resumed:
     if "settings" not in word:
         raise InputError(f"run {run_id} was announced by an older version, which kept no settings; give them again")
     before = _flatten(word["settings"])
-    now = {**before, **given_settings(overrides)}
-    _refuse(run_id, _diff(before, now), "The command asks for other settings")
+    given = given_settings(overrides)
+    now = {**before, **given}
+    _refuse(run_id, _diff(before, _flatten(shown_settings(_nest(now))[0])), "The command asks for other settings")
+    lacking = [name for name in word.get("withheld", ()) if not any(f"{name}.".startswith(f"{one}.") for one in given)]
+    if lacking:
+        names = ", ".join(lacking)
+        raise SettingsError(
+            f"run {run_id} kept no secrets: give {names} again, with the same value or a newer signature"
+        )
     settings = validate(RunSettings, _nest(now))
     return Resumed(run_id, settings, Study.model_validate(word["study"]))
 

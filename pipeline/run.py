@@ -19,6 +19,7 @@ from pipeline.events import EventLog, OnEvent, outcome_of
 from pipeline.executor import Executor
 from pipeline.mend import altered_paths, find_altered, find_missing, forget
 from pipeline.plan import Key, Plan, expand_stages, make_plan
+from pipeline.redact import shown, shown_settings
 from pipeline.resume import Resumed
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
@@ -150,7 +151,8 @@ def _announce(settings: RunSettings, subject: Subject, plan: Plan, run_id: str, 
         if (stage.name, layer) in plan.todo
     ]
     word = {"run_id": run_id, "study_id": subject.study.study_id, "started": started.isoformat()}
-    origin = {"settings": settings.model_dump(mode="json"), "study": subject.study.model_dump(mode="json")}
+    kept, withheld = shown_settings(settings.model_dump(mode="json"))
+    origin = {"settings": kept, "withheld": withheld, "study": subject.study.model_dump(mode="json")}
     subject.store.write_json(f"runs/{run_id}.json", {**word, **origin, "todo": todo})
 
 
@@ -161,7 +163,7 @@ def _run_row(
     return {
         "run_id": outcome.run_id,
         "study_id": outcome.study_id,
-        "settings": settings.model_dump_json(),
+        "settings": json.dumps(shown_settings(settings.model_dump(mode="json"))[0], ensure_ascii=False),
         "versions": json.dumps(versions, sort_keys=True),
         "device": torch.cuda.get_device_name()
         if subject.device == "cuda" and torch.cuda.is_available()
@@ -173,7 +175,7 @@ def _run_row(
         "found": outcome.found,
         "hardware": sorted(outcome.hardware),
         "outcome": outcome_of(raised),
-        "error": f"{type(raised).__name__}: {raised}" if isinstance(raised, Exception) else None,
+        "error": shown(f"{type(raised).__name__}: {raised}") if isinstance(raised, Exception) else None,
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from pipeline.compose import RunSettings, compose_settings
 from pipeline.errors import InputError, SettingsError
 from pipeline.plan import expand_stages
+from pipeline.redact import shown
 from pipeline.schedule import Entry, Schedule, to_words
 from pipeline.settings import nearest
 from pipeline.stages import STAGES
@@ -213,11 +214,6 @@ def checkpoint_key(checkpoint: str, store: Store) -> str | None:
     if checkpoint.startswith(("http://", "https://")) and not tells & set(info):
         return None
     return digest(str(sorted(info.items())))
-
-
-def shown(text: str) -> str:
-    """A URL without what may be secret in it: query, user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", text.partition("?")[0] if text.startswith("http") else text)
 
 
 def _checkpoints(entry: Entry, store: Store) -> tuple[dict[str, list[str]], dict[str, str]]:

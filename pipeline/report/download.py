@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Also the full-width ones, which spreadsheets of some languages take for the others."""
 
 
 def safe_cell(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import stat
 import zipfile
 import zlib
@@ -11,8 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, Self
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError
+from pipeline.redact import shown
 
 MAX_FILE_BYTES = 1 << 28
 """Largest zip entry that is unpacked."""
@@ -60,14 +63,28 @@ class Files(ABC):
 
 
 class FolderFiles(Files):
-    """A folder on any fsspec file system."""
+    """A folder on any fsspec file system.
 
-    def __init__(self, root: str, filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    A local folder may have come from elsewhere with links in it, to whatever this machine has: these are refused.
+
+    Args:
+        root: where it is, for messages.
+        filesystem: which has it.
+        path: where, there.
+        follow_links: also to what lies outside of the folder.
+    """
+
+    def __init__(
+        self, root: str, filesystem: fsspec.AbstractFileSystem, path: str, *, follow_links: bool = False
+    ) -> None:
         self.root = root
         self._filesystem: Any = filesystem  # whose annotations miss what `detail=True` returns
         self._path = path.rstrip("/")
+        self._kept_inside = isinstance(filesystem, LocalFileSystem) and not follow_links
+        self._inside = os.path.join(os.path.realpath(self._path), "")
 
     def read(self, path: str) -> bytes:
+        self._check_inside(path)
         try:
             return self._filesystem.cat_file(f"{self._path}/{path}")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -86,15 +103,30 @@ class FolderFiles(Files):
         except OSError as error:
             raise InputError(f"cannot list {self.root}: {error}") from error
 
-    def _walk(self, top: str) -> Iterator[tuple[str, str]]:
+    def _walk(self, top: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+        """Files below a folder; `above` are the real paths of the folders that lead there by links."""
         start = len(self._path) + 1
         for parent, _, infos in self._filesystem.walk(top, detail=True, on_error="raise"):
             for name, info in infos.items():
                 path = f"{parent.rstrip('/')}/{name}"
+                if info.get("islink"):
+                    self._check_inside(path[start:])
                 if info.get("islink") and self._filesystem.isdir(path):
-                    yield from self._walk(path)
+                    here, there = os.path.realpath(parent), os.path.realpath(path)
+                    if any(f"{one}/".startswith(f"{there}/") for one in (*above, here)):
+                        raise InputError(
+                            f"{self.root} is refused: its {path[start:]!r} is a link that leads back to it"
+                        )
+                    yield from self._walk(path, (*above, here))
                 else:
                     yield path[start:], f"{info.get('size')} {_stamp(info)}"
+
+    def _check_inside(self, path: str) -> None:
+        if self._kept_inside and not os.path.realpath(f"{self._path}/{path}").startswith(self._inside):
+            raise InputError(
+                f"{self.root} is refused: its {path!r} is a link to outside of the folder; put the files "
+                "themselves there, or, where you trust it, set data.follow_links=true"
+            )
 
 
 class ZipFiles(Files):
@@ -144,25 +176,27 @@ class ZipFiles(Files):
                 yield path, f"{info.file_size} {info.CRC:08x}"
 
 
-def open_files(root: str, marker: str) -> Files:
+def open_files(root: str, marker: str, *, follow_links: bool = False) -> Files:
     """Open the folder or zip at a path or fsspec URL.
 
     Args:
         root: the folder or the zip.
         marker: the file every source of this kind has at its top.
+        follow_links: of a local folder, also to what lies outside of it.
 
     Raises:
         InputError: there is nothing at `root`, or it is neither a folder nor a zip.
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(root)
+        root = shown(root)
         if filesystem.isdir(path):
-            return FolderFiles(root, filesystem, path)
+            return FolderFiles(root, filesystem, path, follow_links=follow_links)
         file = filesystem.open(path, "rb")
     except FileNotFoundError as error:
         raise InputError(f"{root} does not exist: give the folder or zip that holds {marker}") from error
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot open {root}: {error}") from error
+        raise InputError(f"cannot open {shown(root)}: {error}") from error
     try:
         return ZipFiles(root, file, marker)
     except zipfile.BadZipFile as error:

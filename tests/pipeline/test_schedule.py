@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from pipeline.errors import InputError, SettingsError
+from pipeline.redact import shown
 from pipeline.schedule import read_schedule, to_words
 from pipeline.store import Store
-from pipeline.tasks import checkpoint_key, expand, find_checkpoints, is_glob, shown
+from pipeline.tasks import checkpoint_key, expand, find_checkpoints, is_glob
 
 JOB = {"models": "mininet", "checkpoints": "random", "data": "tiny"}
 

@@ -392,11 +392,11 @@ def test_the_fingerprint_changes_with_any_file(tmp_path):
     assert fingerprint() != before
 
 
-def test_linked_folders_are_followed(tmp_path):
+def test_linked_folders_are_followed_on_request(tmp_path):
     folder = write_broden(tmp_path / "d", tiny_images(2))
     (folder / "images").rename(tmp_path / "elsewhere")
     (folder / "images").symlink_to(tmp_path / "elsewhere")
-    paths = [path for path, _ in open_files(str(folder), MARKER).entries()]
+    paths = [path for path, _ in open_files(str(folder), MARKER, follow_links=True).entries()]
     assert "images/source0/image_000.jpg" in paths
 
 
