@@ -71,6 +71,7 @@ class Lease:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._lost: LeaseLostError | None = None
         self._thread: threading.Thread | None = None
+        store.check_create_only()  # or two could hold it
         newest = self._newest()
         if newest:
             self._refuse_held(newest)

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import AlteredError, StoreError
-from pipeline.store import Store, StoredFile, digest
+from pipeline.errors import AlteredError
+from pipeline.sealed import gone_is_altered
+from pipeline.store import Store, StoredFile, digest, read_parquet
 from pipeline.threads import at_once
 from schemas import RESULTS, TABLES, Table
 
@@ -95,15 +95,11 @@ def read_result_table(store: Store, result: Result, table: Table, columns: list[
         AlteredError: the file is gone, or its hash is not the manifest's.
     """
     file = result.tables[table.name]
-    try:
+    with gone_is_altered(store, file.path):
         data = store.read(file.path)
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise AlteredError(file.path, store.location(file.path), "it is gone") from error
-        raise
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise AlteredError(file.path, store.location(file.path), f"its hash is not the one that {result.path} names")
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
+    return read_parquet(pa.BufferReader(data), columns)
 
 
 def results_table(results: list[Result]) -> pa.Table:

@@ -6,6 +6,8 @@ checksum: a flipped bit in it is a wrong number, not an error.
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +53,8 @@ def read_sealed(store: Store, path: str, columns: list[str] | None = None) -> tu
     Raises:
         AlteredError: it is gone, cut short, or otherwise not what was written.
     """
-    data = _read(store, path)
+    with gone_is_altered(store, path):
+        data = store.read(path)
     total = hashlib.sha256(memoryview(data)[:-SEAL])
     if total.digest() != data[-SEAL:]:
         raise AlteredError(path, store.location(path), "its hash is not the one at its end")
@@ -66,29 +69,19 @@ def read_some(store: Store, path: str, columns: list[str]) -> pa.Table:
     Raises:
         AlteredError: it is gone, or cannot be read as what was written.
     """
-    filesystem, root = store.filesystem
-    try:
-        with filesystem.open(f"{root}/{path}", "rb") as file:
-            return _parse(pa.PythonFile(file, "r"), columns, path, store).select(columns)
-    except AlteredError:
-        raise
-    except FileNotFoundError as error:
-        raise _gone(store, path) from error
-    except OSError as error:
-        raise StoreError(f"cannot read {store.location(path)}: {error}") from error
+    with gone_is_altered(store, path):
+        return store.parse(path, lambda file: _parse(pa.PythonFile(file, "r"), columns, path, store).select(columns))
 
 
-def _read(store: Store, path: str) -> bytes:
+@contextmanager
+def gone_is_altered(store: Store, path: str) -> Iterator[None]:
+    """A file that is not there was removed: no reader asks for one that was not written."""
     try:
-        return store.read(path)
+        yield
     except StoreError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise _gone(store, path) from error
+            raise AlteredError(path, store.location(path), "it is gone") from error
         raise
-
-
-def _gone(store: Store, path: str) -> AlteredError:
-    return AlteredError(path, store.location(path), "it is gone")
 
 
 def _parse(source: Any, columns: list[str] | None, path: str, store: Store) -> pa.Table:

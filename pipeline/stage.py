@@ -6,6 +6,7 @@ layer turns these, or the results the stage reads, into tables and publishes the
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,9 +16,9 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from pipeline.errors import AlteredError, StoreError
+from pipeline.errors import AlteredError
 from pipeline.results import Result, publish, result_id, staging_path
-from pipeline.sealed import read_sealed, seal
+from pipeline.sealed import gone_is_altered, read_sealed, seal
 from pipeline.settings import Settings
 from pipeline.store import Store, StoredFile, to_json
 from pipeline.study import Study
@@ -213,14 +214,12 @@ def read_once(store: Store, result_id: str, name: str, parse: Callable[[Any], Ma
         AlteredError: it is gone, or not to be understood.
     """
     path = staging_path(result_id, name)
+    with gone_is_altered(store, path):
+        data = store.read(path)
     try:
-        return parse(store.read_json(path))
+        return parse(json.loads(data))
     except (ValueError, TypeError, LookupError) as error:
         raise AlteredError(path, store.location(path), str(error)) from error
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise AlteredError(path, store.location(path), "it is gone") from error
-        raise
 
 
 def stage_writer(job: Job) -> Callable[[Shard, dict[str, pa.Table]], int]:

@@ -242,8 +242,8 @@ class Store:
         self.write(path, to_json(value))
 
     def write_table(self, path: str, table: pa.Table) -> StoredFile:
-        """Write a table as Parquet (zstd), or as an Arrow file (lz4) where the path ends in `.arrow`."""
-        data = _serialize(table, path)
+        """Write a table as Parquet (zstd)."""
+        data = _serialize(table)
         self.write(path, data)
         return StoredFile(path, hashlib.sha256(data).hexdigest(), table.num_rows, len(data))
 
@@ -252,7 +252,7 @@ class Store:
 
         So of two writers of one path, both name the same bytes.
         """
-        data = _serialize(table, path)
+        data = _serialize(table)
         if not self.create(path, data):
             data = self.read(path)
             self.write(path, data)  # young again: gc takes an old file that no manifest names for a leftover
@@ -260,20 +260,16 @@ class Store:
         return StoredFile(path, hashlib.sha256(data).hexdigest(), table.num_rows, len(data))
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        """Read a Parquet or Arrow file, or some of its columns."""
+        """Read a Parquet file, or some of its columns."""
+        return self.parse(path, lambda file: read_parquet(file, columns))
+
+    def parse(self, path: str, parse: Callable[[Any], Made]) -> Made:
+        """Hand an open binary file to `parse`, which reads what it needs of it; after a cut, again from its beginning."""
         filesystem, root = self._once
 
-        def read() -> pa.Table:
+        def read() -> Made:
             with filesystem.open(f"{root}/{path}", "rb") as file:
-                if not path.endswith(".arrow"):
-                    return pq.ParquetFile(file).read(columns=columns)
-                reader = pa.ipc.open_file(file)
-                if columns is None:
-                    return reader.read_all()
-                indices = [reader.schema.get_field_index(name) for name in columns]
-                file.seek(0)
-                reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=indices))
-                return reader.read_all().select(columns)
+                return parse(file)
 
         return self._try("read", path, read)
 
@@ -330,14 +326,18 @@ def _put_options(filesystem: fsspec.AbstractFileSystem, data: bytes) -> dict[str
     return options
 
 
-def _serialize(table: pa.Table, path: str) -> bytes:
+def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file's table, decoded in this thread.
+
+    A thread of Arrow's own may let go of the file's bytes, which are Python's, a moment after `read` returns; where the
+    interpreter ends in that moment, it takes the process with it (exit status 134), though all was done.
+    """
+    return pq.ParquetFile(source).read(columns=columns, use_threads=False)
+
+
+def _serialize(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    if path.endswith(".arrow"):
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_file(buffer, table.schema, options=options) as writer:
-            writer.write_table(table)
-    else:
-        pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 RAY = Path(sys.executable).with_name("ray")
-_QUICK_TO_NOTICE = {
+QUICK_TO_NOTICE = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
@@ -87,7 +87,7 @@ class RayCluster:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def start_head(self, num_cpus: int = 0) -> Node:
-        self.port, self.dashboard_port, self.client_port = _free_ports(3)
+        self.port, self.dashboard_port, self.client_port = free_ports(3)
         self.head = self._start(
             "127.0.0.2",
             "--head",
@@ -120,7 +120,7 @@ class RayCluster:
     def _start(self, host: str, *arguments: str) -> Node:
         empty = self.folder / f"node-{host}"
         empty.mkdir(exist_ok=True)
-        metrics, agent, grpc, environment = _free_ports(4)
+        metrics, agent, grpc, environment = free_ports(4)
         log = self.folder / f"{host}.log"
         command = [
             str(RAY),
@@ -138,7 +138,7 @@ class RayCluster:
             process = subprocess.Popen(
                 command,
                 cwd=empty,
-                env={**os.environ, **self.environment, **_QUICK_TO_NOTICE},
+                env={**os.environ, **self.environment, **QUICK_TO_NOTICE},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -177,7 +177,7 @@ def ray_cluster(nodes: int = 0, num_cpus: int = 1) -> Iterator[RayCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:

@@ -26,7 +26,7 @@ from s3fs import S3FileSystem
 
 from pipeline.results import list_results
 from pipeline.store import Store
-from tests.cluster import _QUICK_TO_NOTICE, Node, _free_ports
+from tests.cluster import QUICK_TO_NOTICE, Node, free_ports
 from tests.test_deployment import ROOT, read_compose
 
 STORE = "s3://raydissect/store"
@@ -49,7 +49,7 @@ class Topology:
     def start(self, service: str) -> Node:
         """Start a service that has a node of Ray, and wait until its health check says that it is healthy."""
         host = f"127.0.0.{2 + len(self.nodes)}"
-        agent, metrics, grpc, environment, client = map(str, _free_ports(5))
+        agent, metrics, grpc, environment, client = map(str, free_ports(5))
         self.agents[service] = agent
         more = (
             f" --node-ip-address={host} --metrics-export-port={metrics} --dashboard-agent-grpc-port={grpc}"
@@ -97,7 +97,7 @@ class Topology:
         own = self.services[service]["environment"]
         replaced = dict(zip(own, self.replace([*own.values()]), strict=True))
         base = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(self.folder)}
-        return {**base, "RAY_TMPDIR": str(self.folder), **_QUICK_TO_NOTICE, **replaced}
+        return {**base, "RAY_TMPDIR": str(self.folder), **QUICK_TO_NOTICE, **replaced}
 
     def replace(self, words: list[str]) -> list[str]:
         replaced = []
@@ -127,7 +127,7 @@ def topology() -> Iterator[Topology]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    gcs, dashboard = _free_ports(2)
+    gcs, dashboard = free_ports(2)
     replaced = {
         "http://s3:9000": f"http://{host}:{port}",
         "http://head:8265": f"http://127.0.0.1:{dashboard}",
