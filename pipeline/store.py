@@ -327,12 +327,12 @@ def _put_options(filesystem: fsspec.AbstractFileSystem, data: bytes) -> dict[str
 
 
 def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file's table, decoded in this thread.
+    """A Parquet file's table, read and decoded in this thread.
 
     A thread of Arrow's own may let go of the file's bytes, which are Python's, a moment after `read` returns; where the
     interpreter ends in that moment, it takes the process with it (exit status 134), though all was done.
     """
-    return pq.ParquetFile(source).read(columns=columns, use_threads=False)
+    return pq.ParquetFile(source, pre_buffer=False).read(columns=columns, use_threads=False)
 
 
 def _serialize(table: pa.Table) -> bytes:
