@@ -20,7 +20,9 @@ from pipeline.views import open_tables
 def query(store: Store, sql: str) -> pa.Table:
     """Run one SQL statement; every table of the contract is a view of that name.
 
-    Nothing but these tables can be read: DuckDB's access to files and the network is off.
+    Nothing but these tables can be read, nothing written, no extension loaded: DuckDB's access to files and the
+    network is off, and stays off. Who asks could read this machine's files by other means; but a statement may come
+    from a notebook or a colleague, and must not be able to do more than to ask. Answers are written by `write_answer`.
 
     Returns:
         The answer; of columns of one name, the second is called `name_1`, the third `name_2`.

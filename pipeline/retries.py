@@ -119,7 +119,8 @@ def http_status(error: BaseException) -> int | None:
     """The status of the answer that an error, or what it came from, tells of."""
     for one in _chain(error):
         status = _response(one).get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for found in (status, getattr(one, "status", None), getattr(one, "code", None)):
+        for name in ("", "status", "code"):  # one after the other: aiohttp warns of its own `code`
+            found = getattr(one, name, None) if name else status
             if isinstance(found, int) and 100 <= found < 600:
                 return found
     return None

@@ -89,7 +89,7 @@ class FolderFiles(Files):
             return self._filesystem.cat_file(f"{self._path}/{path}")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise FileNotFoundError(path) from error
-        except OSError as error:
+        except Exception as error:  # of file systems, many kinds
             raise InputError(
                 f"cannot read {path} of {self.root}: {error}; ingest goes on from there when run again"
             ) from error
@@ -195,15 +195,16 @@ def open_files(root: str, marker: str, *, follow_links: bool = False) -> Files:
         file = filesystem.open(path, "rb")
     except FileNotFoundError as error:
         raise InputError(f"{root} does not exist: give the folder or zip that holds {marker}") from error
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of file systems, many kinds
         raise InputError(f"cannot open {shown(root)}: {error}") from error
     try:
         return ZipFiles(root, file, marker)
-    except zipfile.BadZipFile as error:
+    except BaseException as error:
         file.close()
-        raise InputError(f"{root} is neither a folder nor a zip: give what holds {marker}") from error
-    except BaseException:
-        file.close()
+        if isinstance(error, zipfile.BadZipFile):
+            raise InputError(f"{root} is neither a folder nor a zip: give what holds {marker}") from error
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            raise InputError(f"cannot open {root}: {error}") from error
         raise
 
 

@@ -1,10 +1,11 @@
+import json
 import logging
 
 import pytest
 from rich.console import Console
 
 from pipeline import terminal
-from pipeline.terminal import log_to_stderr, print_rows, progress, say, show_value
+from pipeline.terminal import log_to_stderr, print_json, print_rows, progress, say, show_value
 
 ROWS = [
     {"concept": "sky-c [bold]:cat:", "iou": 0.123456789, "image": None},
@@ -69,6 +70,24 @@ def test_control_characters_are_shown_not_obeyed(capsys):
     assert capsys.readouterr().out == "first\nsecond \\x1b]0;title\\x07\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_of_columns_and_keys_are_shown_not_obeyed(capsys, monkeypatch, terminal):
+    if terminal:
+        on_terminal(monkeypatch, 200)
+    print_rows(["a\x1b[31m"], [{"a\x1b[31m": {"b\x9b31m": "c\x07"}}])
+    out = capsys.readouterr().out
+    assert "a\\x1b[31m" in out
+    assert "{b\\x9b31m: c\\x07}" in out
+    assert not set(out) & set("\x1b\x9b\x07")
+
+
+def test_json_is_ascii(capsys):
+    print_json({"a": "\x9b31m é", "b": [1, None]})
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out) == {"a": "\x9b31m é", "b": [1, None]}
+
+
 @pytest.fixture
 def logger():
     logger = logging.getLogger("raydissect")
@@ -102,6 +121,17 @@ def test_a_terminal_has_the_bar_and_log_lines_only_on_request(capsys, logger, mo
     log_to_stderr(verbose=True)
     logger.info("shard 000000")
     assert "shard 000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_log_line_obeys_nothing_and_keeps_secrets(capsys, logger, monkeypatch, terminal):
+    if terminal:
+        on_terminal(monkeypatch, 200, "errors")
+    log_to_stderr(verbose=False)
+    logger.error("image %s of https://there/a.zip?sig=secret is broken", "\x1b]0;title\x07\x9b31m")
+    shown = capsys.readouterr().err
+    assert "image \\x1b]0;title\\x07\\x9b31m of https://there/a.zip is broken" in shown
+    assert not set(shown) & set("\x1b\x9b\x07")
 
 
 def test_there_is_no_bar_without_a_terminal(capsys):
