@@ -276,6 +276,8 @@ class Store:
     def _try(self, verb: str, path: str, call: Callable[[], Made]) -> Made:
         """Call, again and again where that may help; the many errors of file systems become one that names the path."""
         what, seconds = f"cannot {verb} {self.location(path)}", retry_seconds(self.options)
+        if leaves(path):
+            raise StoreError(f"{what}: it is outside of the store")
         try:
             is_local = isinstance(self._once[0], LocalFileSystem)
             return call() if is_local else retry(call, what, seconds)
@@ -286,6 +288,11 @@ class Store:
             if isinstance(error, (OSError, pa.ArrowException)) or of_client:
                 raise StoreError(f"{what}: {explain(error, seconds)}") from error
             raise
+
+
+def leaves(path: str) -> bool:
+    """Whether a path, such as a manifest that someone else wrote may have, leads out of the store."""
+    return ".." in path.split("/")
 
 
 def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:

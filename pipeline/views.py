@@ -5,8 +5,9 @@ import pyarrow.dataset as ds
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.datasets import list_datasets
+from pipeline.errors import StoreError
 from pipeline.results import list_results, results_table
-from pipeline.store import Store
+from pipeline.store import Store, leaves
 from schemas import CONCEPTS, LABEL_AREAS, RESULTS, TABLES
 
 
@@ -30,6 +31,8 @@ def open_tables(store: Store) -> dict[str, ds.Dataset | pa.Table]:
     tables: dict[str, ds.Dataset | pa.Table] = {RESULTS.name: results_table(list_results(store))}
     for name, files in table_files(store).items():
         schema = TABLES[name].schema
+        if outside := list(filter(leaves, files)):
+            raise StoreError(f"a manifest in {store.url} names {outside[0]}: it is outside of the store")
         if files:
             paths = [f"{root}/{path}" for path in files]
             tables[name] = ds.dataset(paths, schema=schema, format="parquet", filesystem=filesystem)

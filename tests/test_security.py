@@ -441,6 +441,30 @@ def test_names_stay_inside_the_folders_of_the_store(hostile: Path, tmp_path: Pat
         assert_named(ended, BAD_INPUT, told)
 
 
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        ("results/*/detectors/*/*.json", ["query", "from detectors"]),
+        ("results/*/detectors/*/*.json", ["report"]),
+        ("datasets/[0-9a-f]*/manifest.json", ["query", "from concepts"]),
+        ("datasets/[0-9a-f]*/manifest.json", [*run_words("")[:-1], "data=hostile", "layers=features.8"]),
+        ("datasets/[0-9a-f]*/manifest.json", ["ingest", "data=folder", "data.root={source}", "data.name=a", *SIZES]),
+    ],
+)
+def test_a_manifest_that_names_files_outside_of_its_store_is_refused(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: str, words: list[str]
+):
+    """As of a store that came from elsewhere; the files are there."""
+    monkeypatch.chdir(tmp_path)
+    store = shutil.copytree(hostile / "store", tmp_path / "a" / "b" / "store")
+    for name in ("tables", "datasets"):
+        shutil.copytree(store / name, tmp_path / "a" / name)
+    (path,) = store.glob(manifest)
+    path.write_text(re.sub(r'"((?:tables|datasets)/[^"]*\.parquet)"', r'"../../\1"', path.read_text()))
+    ended = raydissect(*(word.format(source=hostile / "source") for word in words), f"store={store}")
+    assert_named(ended, FAILED, "outside of the store")
+
+
 # Settings
 
 
