@@ -34,7 +34,8 @@ def collect(
         store: where.
         staging: also what published results left in staging: tail maps and partial counts. A new label set
             or quantile then needs another forward pass.
-        older_than_days: also results published longer ago, unless one that stays was made from them.
+        older_than_days: also results published longer ago, unless one that stays was made from them, and the
+            events of runs begun longer ago.
         keep_newest: also results beyond the newest so many of a stage and layer of a study, unless one that
             stays was made from them.
         grace_hours: files that no manifest names are kept while younger, since a run may be writing them; in
@@ -66,6 +67,8 @@ def collect(
     for path in _tables_and_shards(store):
         if path not in kept_paths and store.modified(path) <= limit:
             _remove(store, [path], removed, dry_run)
+    if older_than_days is not None:
+        _remove(store, _old_events(store, older_than_days), removed, dry_run)
     _remove(store, [path for path in store.partials() if store.modified(path) <= limit], removed, dry_run)
     return removed
 
@@ -117,6 +120,12 @@ def _doomed(results: list[Result], older_than_days: float | None, keep_newest: i
             needed.add(result.path)
             stay += [by_id[key] for read in result.inputs.values() if (key := (result.study_id, read)) in by_id]
     return [result for result in newest_first if result.path not in needed]
+
+
+def _old_events(store: Store, days: float) -> list[str]:
+    """Events of runs begun so long ago; a run's id begins with its moment."""
+    limit = f"{datetime.now(UTC) - timedelta(days=days):%Y%m%dT%H%M%S}"
+    return [path for path in store.list("events") if path.split("/")[1] < limit]
 
 
 def _remove(store: Store, paths: list[str], removed: Removed, dry_run: bool) -> None:

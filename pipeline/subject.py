@@ -10,7 +10,7 @@ import torch
 
 from pipeline.compose import ModelSettings, RunSettings
 from pipeline.datasets import load_manifest
-from pipeline.errors import SettingsError, StoreError
+from pipeline.errors import AlteredError, SettingsError, StoreError
 from pipeline.settings import Cluster, OnProgress
 from pipeline.stage import Layer, read_anywhere
 from pipeline.store import Store
@@ -92,13 +92,24 @@ def model_spec(
 
 
 def _keep_published(spec: ModelSpec, store: Store) -> ModelSpec:
-    """Copy weights that are had by name into the store: a cluster's workers may reach that and nothing else."""
-    path = f"weights/{spec.name.replace(':', '-')}-{spec.weights}.safetensors"
+    """Copy weights that are had by name into the store: a cluster's workers may reach that and nothing else.
+
+    Raises:
+        AlteredError: the copy that is there is not what was copied.
+    """
+    prefix = f"weights/{spec.name.replace(':', '-')}-{spec.weights}-"
+    there = [path for path in store.list("weights") if path.startswith(prefix)]
+    if there:
+        kept = replace(spec, copy=f"store:{there[0]}")
+        loaded = load_once(kept, read_anywhere(store), store.url)
+        if there[0] != f"{prefix}{loaded.weights_sha256[:16]}.safetensors":
+            raise AlteredError(there[0], store.location(there[0]), "its weights are others; remove it")
+        return kept
+    loaded = load_once(spec, read_anywhere(store), store.url)
+    path = f"{prefix}{loaded.weights_sha256[:16]}.safetensors"
+    store.create(path, serialize_weights(loaded.module))
     kept = replace(spec, copy=f"store:{path}")
-    if not store.exists(path):
-        loaded = load_once(spec, read_anywhere(store), store.url)
-        store.create(path, serialize_weights(loaded.module))
-        keep(loaded, kept, store.url)
+    keep(loaded, kept, store.url)
     return kept
 
 

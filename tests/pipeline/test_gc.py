@@ -157,6 +157,14 @@ def test_removes_results_by_age_but_not_those_that_young_ones_were_made_from(sto
     assert list_datasets(store)
 
 
+def test_events_go_by_age_with_results(store):
+    young = [path for path in everything(store) if path.startswith("events/")]
+    old = put(store, "events/20200101T000000-abcdef/000000.jsonl")
+    assert old not in collect(store, dry_run=True).files
+    assert collect(store, older_than_days=5).files == [old]
+    assert [path for path in everything(store) if path.startswith("events/")] == young != []
+
+
 def test_a_study_keeps_what_it_shares_with_one_whose_results_go(store, tmp_path):
     """Other labels of the same images: the record of both studies has one id, and one staging folder."""
     relabelled = small.overrides(
