@@ -1,6 +1,7 @@
 """Commands in processes of their own: their lines are passed on, and they are ended with this process."""
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -31,7 +32,7 @@ class Child:
         self.name, self.code = name, None
         self._on_line, self._ended, self._last = on_line, ended, deque[str](maxlen=KEPT_LINES)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.attended", *words],
+            [sys.executable, "-m", "pipeline.attended"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,6 +40,10 @@ class Child:
             errors="replace",
             start_new_session=True,  # Ctrl-C at a terminal is for this process, which passes it on
         )
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and will be found so
+            stdin = cast(TextIO, self._process.stdin)
+            stdin.write(json.dumps(words) + "\n")
+            stdin.flush()
         self._stdout = cast(TextIO, self._process.stdout)
         self._reader = threading.Thread(target=self._read, name=name, daemon=True)
         self._reader.start()

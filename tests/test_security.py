@@ -218,10 +218,11 @@ def test_a_checkpoint_that_would_execute_fails_its_task_alone(
     """And one that is behind a signature tells it to nobody: not the hook, the records, the terminal."""
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Attack(canary)}, tmp_path / "evil.pth")
+    web.files["/signed.pth"] = (tmp_path / "evil.pth").read_bytes()
     told = "import pathlib, sys; pathlib.Path(f'told-{len(list(pathlib.Path().glob(\"told-*\")))}').write_bytes(sys.stdin.buffer.read())"
     job = {
         "models": "mininet", "data": "tiny", "layers": "features.6",
-        "checkpoints": [str(tmp_path / "evil.pth"), f"{web.url}/gone.pth?sig={SECRET}"],
+        "checkpoints": [str(tmp_path / "evil.pth"), *(f"{web.url}/{name}.pth?sig={SECRET}" for name in ("signed", "gone"))],
     }  # fmt: skip
     schedule = {
         "store": str(ingested), "jobs": [job], "settings": {"cluster": "inline"},
@@ -229,10 +230,15 @@ def test_a_checkpoint_that_would_execute_fails_its_task_alone(
     }  # fmt: skip
     (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(schedule))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    started: list[str] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **how: (started.extend(words), popen(words, **how))[1])
     ended = raydissect("reprocess", "nightly.yaml")
-    assert_named(ended, FAILED, "evil.pth is refused", "nothing in it was executed")
+    assert started.count("pipeline.attended") == 2
+    assert SECRET not in " ".join(map(str, started))
+    assert_named(ended, FAILED, "evil.pth is refused", "signed.pth is refused", "nothing in it was executed")
     bodies = [path.read_text() for path in tmp_path.glob("told-*")]
-    assert len(bodies) == 2
+    assert len(bodies) == 3
     assert SECRET not in "".join([ended.out, ended.err, *bodies])
     assert not _files_with(SECRET, ingested)
 
