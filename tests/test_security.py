@@ -1,7 +1,7 @@
 """Attacks, end to end: nothing executes from data, nothing leaves its folder, nothing tells a secret.
 
 Every attack would leave a mark: a file it touches, a dialog it opens, a text that may stand nowhere. What refuses who has
-no token is in `tests/pipeline/test_jobs.py` and `tests/pipeline/test_executor.py`; docs/operations_security.md lists all.
+no token is in `tests/pipeline/test_jobs.py` and `tests/pipeline/test_executor.py`; docs/operations.md lists all.
 """
 
 import csv
