@@ -55,6 +55,15 @@ def results(store: Path | str, stage: str) -> list[Result]:
     return [result for result in list_results(Store(str(store))) if result.stage == stage]
 
 
+def published(store: Path | str) -> dict[tuple[str, str, str, str], tuple[str, int]]:
+    """Hash and rows of every published file, by stage, layer, result and table."""
+    return {
+        (result.stage, result.layer, result.result_id, name): (file.sha256, file.rows)
+        for result in list_results(Store(str(store)))
+        for name, file in result.tables.items()
+    }
+
+
 @dataclass
 class Recorded:
     """Everything the oracle starts from: activations by layer (image unit h w), labels, own categories."""

@@ -27,6 +27,7 @@ from pipeline.mend import find_altered
 from pipeline.results import list_results
 from pipeline.store import Store
 from tests import dissect
+from tests.dissect import published
 
 CHOSEN = (
     "data=mini", "data.num_images=96", "data.shard_size=4", "data.batch_size=4", "model=mininet",
@@ -125,15 +126,6 @@ def disturb(store: Path, chance: random.Random, number: int, every: float) -> So
                 process.kill()
     one.seconds = time.monotonic() - begun
     return one
-
-
-def published(store: Path) -> dict:
-    """Hash and rows of every published file, by what it is."""
-    return {
-        (result.stage, result.layer, result.result_id, name): (file.sha256, file.rows)
-        for result in list_results(Store(str(store)))
-        for name, file in result.tables.items()
-    }
 
 
 def _living(driver: int) -> list[psutil.Process]:

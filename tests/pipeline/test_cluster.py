@@ -19,10 +19,10 @@ import pytest
 from s3fs import S3FileSystem
 
 from pipeline.events import read_events
-from pipeline.results import list_results
 from pipeline.store import Store
 from tests import dissect
 from tests.cluster import RayCluster, ray_cluster
+from tests.dissect import published
 from tests.s3_servers import Server, moto
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -116,15 +116,6 @@ class Driver:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"waited in vain, exit status {self.process.poll()}: {self.log.read_text()[-3000:]}")
             time.sleep(0.2)
-
-
-def published(url: str) -> dict:
-    """Hash and rows of every published file, by what it is."""
-    return {
-        (result.stage, result.layer, result.result_id, name): (file.sha256, file.rows)
-        for result in list_results(Store(url))
-        for name, file in result.tables.items()
-    }
 
 
 def recorded(url: str, number: int) -> Callable[[], bool]:

@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.executor import InlineExecutor, make_executor
 from pipeline.ingest import ingest
-from pipeline.results import list_results
 from pipeline.run import run
 from pipeline.store import Store
 from tests import dissect
+from tests.dissect import published
 
 OVERRIDES = (
     "data=mini",
@@ -57,15 +57,6 @@ def copy(source: Path, target: Path) -> Path:
         ["cp", "-r", f"{source}/.", f"{target}/"] if target.exists() else ["cp", "-r", source, target], check=True
     )
     return target
-
-
-def published(store: Path) -> dict:
-    """Hash and rows of every published file, by what it is."""
-    return {
-        (result.stage, result.layer, result.result_id, name): (file.sha256, file.rows)
-        for result in list_results(Store(str(store)))
-        for name, file in result.tables.items()
-    }
 
 
 def run_on(store: Path, *overrides: str, on_progress: Callable | None = None) -> dict:

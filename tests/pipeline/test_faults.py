@@ -26,6 +26,7 @@ from pipeline.run import run
 from pipeline.settings import Cluster
 from pipeline.store import Store
 from tests import dissect
+from tests.dissect import published
 from workers.worker import Shard, Worker
 
 CHOSEN = [
@@ -61,14 +62,6 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture
 def store(dataset, tmp_path) -> Path:
     return shutil.copytree(dataset, tmp_path / "store")
-
-
-def published(store: Path) -> dict:
-    return {
-        (result.stage, result.layer, result.result_id, name): (file.sha256, file.rows)
-        for result in list_results(Store(str(store)))
-        for name, file in result.tables.items()
-    }
 
 
 class Saboteur(RayExecutor):

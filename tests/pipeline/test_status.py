@@ -16,7 +16,12 @@ def killed(small: Small, tmp_path: Path) -> Path:
     """The store as it stands when a run dies with 3 of 10 shards recorded and the fourth half written."""
     store = tmp_path / "store"
     shutil.copytree(small.store, store)
-    for record in ("tables/runs", "events", "views.sql", *(f"tables/{name}" for name in ("layers", "thresholds", "tally"))):
+    for record in (
+        "tables/runs",
+        "events",
+        "views.sql",
+        *(f"tables/{name}" for name in ("layers", "thresholds", "tally")),
+    ):
         path = store / record
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for manifest in store.glob("results/*/*/*/*.json"):
