@@ -74,8 +74,14 @@ def test_other_settings_are_refused_with_a_diff(killed, words, told):
     ended = resume(store, *words)
     assert ended.code == 2
     assert "cannot go on. The command asks for other settings:" in ended.err
-    assert re.search(told, ended.err), ended.err
+    assert any(re.fullmatch(rf"  {told}", line) for line in ended.err.splitlines()), ended.err
     assert published(store) == before
+
+
+def test_a_setting_that_was_left_at_its_default_is_told_alone(killed):
+    store, _ = killed
+    told = resume(store, "min_iou=0.1").err
+    assert "settings:\n  stage.detectors.min_iou: None -> 0.1\nWithout" in told
 
 
 def test_other_weights_are_refused_with_a_diff(killed):
