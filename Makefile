@@ -6,6 +6,7 @@ BIN := .venv/bin
 STORE := demo/store
 OUT ?= benchmarks/results/bench.md
 RUNS ?= 50
+AT_ONCE ?= --numprocesses 2 --dist loadfile
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,7 +22,7 @@ demo: .venv/.ready ## make a small data set, train a small network on it, dissec
 	$(BIN)/raydissect report store=$(STORE) --folder demo/report
 
 test: .venv/.ready ## all tests, cluster and browser included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 bench: .venv/.ready ## measure how fast it is, print a table and append it to OUT; see BENCHMARKS.md
 	$(BIN)/python -m benchmarks --out $(OUT)
@@ -34,7 +35,7 @@ check: .venv/.ready ## linters, types, import rules, then the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 format: .venv/.ready ## let ruff format and fix
 	$(BIN)/ruff format .
