@@ -176,7 +176,7 @@ class Planner:
                 kept = record.model_copy(update={**found, "outcome": "done", "error": None})
                 return Step(task, False, RETIRED if missing else DONE, kept)
             reason = GONE
-        if reason not in (FAILED_BEFORE, UNFINISHED, GONE) and self._may_be_known(task, **found):
+        if reason != GONE and self._may_be_known(task, **found):
             try:
                 study_id, results, whole = self.look(task)
             except (RaydissectError, ValueError, RuntimeError, OSError) as error:
@@ -220,7 +220,11 @@ class Planner:
             for study in self._studies.values()
         ):
             return False
-        return file_sha256 is None or file_sha256[:16] in self._weights
+        if file_sha256 is not None:
+            return file_sha256[:16] in self._weights
+        # For a cluster elsewhere, a plan would copy named weights into the store: it looks only where they are.
+        copied = any(name.startswith(f"{task.model.replace(':', '-')}-{weights}-") for name in self._weights)
+        return weights == "random" or task.settings.cluster.address is None or copied
 
     def _published(self, study_id: str) -> set[str]:
         if study_id not in self._results:

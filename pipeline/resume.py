@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.compose import RunSettings, given_settings, validate
 from pipeline.errors import InputError, SettingsError
 from pipeline.redact import shown_settings
-from pipeline.settings import NUMERICS
+from pipeline.settings import NUMERICS, flatten
 from pipeline.store import Store
 from pipeline.study import Study
 
@@ -39,7 +39,7 @@ class Resumed:
         Raises:
             SettingsError: weights, data or numerics have changed; the message lists how.
         """
-        before, now = _flatten(self.study.model_dump(mode="json")), _flatten(study.model_dump(mode="json"))
+        before, now = flatten(self.study.model_dump(mode="json")), flatten(study.model_dump(mode="json"))
         _refuse(self.run_id, _diff(before, now), "What it looked at has changed")
 
 
@@ -63,10 +63,10 @@ def read_run(store: Store, run_id: str, overrides: list[str]) -> Resumed:
     word = store.read_json(f"runs/{run_id}.json")
     if "settings" not in word:
         raise InputError(f"run {run_id} was announced by an older version, which kept no settings; give them again")
-    before = _flatten(word["settings"])
+    before = flatten(word["settings"])
     given = given_settings(overrides)
     now = {**before, **given}
-    _refuse(run_id, _diff(before, _flatten(shown_settings(_nest(now))[0])), "The command asks for other settings")
+    _refuse(run_id, _diff(before, flatten(shown_settings(_nest(now))[0])), "The command asks for other settings")
     lacking = [name for name in word.get("withheld", ()) if not any(f"{name}.".startswith(f"{one}.") for one in given)]
     if lacking:
         names = ", ".join(lacking)
@@ -93,17 +93,6 @@ def _diff(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _is_free(name: str) -> bool:
     group, _, setting = name.partition(".")
     return name in _MAY_DIFFER or (group == "cluster" and setting.partition(".")[0] not in NUMERICS)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Single values by their full names; an empty mapping has none."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _nest(flat: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.compose import validate
 from pipeline.datasets import NAME
 from pipeline.errors import SettingsError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, flatten
 
 OF_JOBS = {
     "store": "store",
@@ -141,16 +141,11 @@ def _entries(jobs: Any) -> list[Entry]:
     return [validate(Entry, job, f"jobs.{place}.") for place, job in enumerate(jobs)]
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """`cluster: {workers: 4}` is `cluster.workers: 4`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
+    flat = flatten(settings)
     for name in flat:
-        if not prefix and name in OF_JOBS:
+        if name in OF_JOBS:
             raise ValueError(f"has {name}, which a schedule gives as {OF_JOBS[name]}")
     return flat
 

@@ -24,6 +24,17 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Single values by their full names; an empty mapping has none."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 NUMERICS = ("threads", "device", "precision", "memory_format")
 """Settings of the cluster that can move the last bit of a forward pass; all others may change from run to run."""
 

@@ -5,4 +5,5 @@ import os
 from jaxtyping import install_import_hook
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAYDISSECT_TESTS"] = str(os.getpid())  # by which a test tells its processes from those of others beside it
 install_import_hook(["workers.methods", "workers.nn"], "beartype.beartype")

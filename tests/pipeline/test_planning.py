@@ -8,7 +8,7 @@ from functools import cache
 
 import fsspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -159,6 +159,7 @@ def begin() -> Iterator[World]:
 composed = cache(lambda words: compose_settings(list(words)))
 
 
+@example([("checkpoint", "b", 0), ("stop", 1)])  # b was begun, and what it would do is done by a, of the same bytes
 @given(st.lists(ops, min_size=4, max_size=14))
 @hypothesis_settings(max_examples=40, deadline=None)
 def test_what_is_not_done_runs_and_nothing_else(history):

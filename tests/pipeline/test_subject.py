@@ -4,6 +4,8 @@ import pytest
 import torchvision
 
 from pipeline.errors import AlteredError
+from pipeline.reprocess import make_schedule_plan
+from pipeline.schedule import read_schedule
 from pipeline.stage import read_anywhere
 from pipeline.store import Store
 from pipeline.subject import prepare
@@ -69,3 +71,15 @@ def test_a_copy_with_other_weights_is_refused(store, monkeypatch):
     monkeypatch.setattr(models, "_last", {})
     with pytest.raises(AlteredError, match=r"its weights are others; remove it"):
         prepare(settings(store, "cluster.address=head:6379"))
+
+
+def test_a_dry_run_of_a_schedule_for_a_cluster_copies_no_weights(store, tmp_path):
+    """Though the store has a study of them, made without a cluster, which asks whether its results are there."""
+    prepare(settings(store)).study.publish(store)
+    path = tmp_path / "nightly.yaml"
+    job = "{models: squeezenet1_1, checkpoints: IMAGENET1K_V1, data: broden, layers: features.3}"
+    path.write_text(f"store: {store.url}\nsettings: {{cluster.address: 'head:6379'}}\njobs:\n  - {job}\n")
+    before = set(store.list(""))
+    (step,) = make_schedule_plan(read_schedule(path)).steps
+    assert (step.run, step.problem) == (True, None)
+    assert set(store.list("")) == before
