@@ -4,6 +4,7 @@
 table passes before it is written.
 """
 
+from schemas.activation_maximization import ACTIVATION_MAXIMIZATION
 from schemas.areas import AREAS, NULL_AREAS
 from schemas.dataset import CONCEPTS, LABEL_AREAS, REJECTS, SHARD, SHARD_LABEL_AREAS, Manifest
 from schemas.detectors import DETECTORS
@@ -22,11 +23,12 @@ TABLES: dict[str, Table] = {
     for table in (
         STUDIES, RESULTS, RUNS, LAYERS, CONCEPTS, LABEL_AREAS, THRESHOLDS, TALLY, AREAS,
         NULL_TALLY, NULL_AREAS, DETECTORS, LAYER_SUMMARY, EXEMPLARS,
+        ACTIVATION_MAXIMIZATION,
     )
 }  # fmt: skip
 
 __all__ = [
-    "AREAS", "CONCEPTS", "DETECTORS", "EXEMPLARS", "LABEL_AREAS", "LAYERS", "LAYER_SUMMARY", "NULL_AREAS",
-    "NULL_TALLY", "REJECTS", "RESULTS", "RUNS", "SHARD", "SHARD_LABEL_AREAS", "STUDIES", "TABLES", "TALLY",
+    "ACTIVATION_MAXIMIZATION", "AREAS", "CONCEPTS", "DETECTORS", "EXEMPLARS", "LABEL_AREAS", "LAYERS",
+    "LAYER_SUMMARY", "NULL_AREAS", "NULL_TALLY", "REJECTS", "RESULTS", "RUNS", "SHARD", "SHARD_LABEL_AREAS", "STUDIES", "TABLES", "TALLY",
     "THRESHOLDS", "Manifest", "Table",
 ]  # fmt: skip
