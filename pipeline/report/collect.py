@@ -1,15 +1,18 @@
-"""Gather what a report shows: for every layer the newest detectors, and the results these were made from."""
+"""Gather what a report shows: for every layer the newest detectors with the results these were made from, and
+the newest activation maximization of every preset.
+"""
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.report.data import LayerData, ReportData
+from pipeline.report.data import LayerData, MaximizationData, ReportData
 from pipeline.results import Result, list_results, read_result_table
 from pipeline.store import Store
 from pipeline.study import Study
-from schemas import DETECTORS, EXEMPLARS, LAYER_SUMMARY, LAYERS, TABLES, THRESHOLDS
+from schemas import ACTIVATION_MAXIMIZATION, DETECTORS, EXEMPLARS, LAYER_SUMMARY, LAYERS, TABLES, THRESHOLDS
 
 
 def collect(store: Store, study: Study, wanted: dict[str, dict[str, Any]] | None = None) -> ReportData:
@@ -18,32 +21,63 @@ def collect(store: Store, study: Study, wanted: dict[str, dict[str, Any]] | None
     Args:
         store: where it lies.
         study: which.
-        wanted: settings by stage that the detectors, and what they were made from, must have; of several
-            results that do, the newest counts.
+        wanted: settings by stage that detectors and activation maximization, and what they were made from,
+            must have; of several results that do, the newest counts.
 
     Raises:
-        InputError: nothing has been dissected yet, or not with these settings.
+        InputError: there is neither yet, or none with the settings that were asked of it.
     """
+    wanted = wanted or {}
     results = list_results(store, study.study_id)
     by_id = {result.result_id: result for result in results}
-    newest: dict[str, Result] = {}
-    for result in sorted(results, key=lambda result: result.finished):
-        if result.stage == "detectors" and _has_settings(result, by_id, wanted or {}):
-            newest[result.layer] = result
-    if not newest:
-        which = f" with settings {json.dumps(wanted)}" if wanted else " yet"
-        raise InputError(f"study {study.study_id} has no detectors{which}: run it with stages=[dissect] first")
-    layers = [_layer(store, results, by_id, detectors) for detectors in newest.values()]
+    detectors = [result for result in results if result.stage == "detectors"]
+    maximized = [result for result in results if result.stage == ACTIVATION_MAXIMIZATION.name]
+    if not detectors and not maximized:
+        raise InputError(
+            f"study {study.study_id} has no detectors and no activation maximization yet: "
+            "run it with stages=[dissect] or stages=[activation_maximization] first"
+        )
+    newest = {result.layer: result for result in _chosen(detectors, by_id, wanted)}
+    presets = {(result.layer, str(result.settings["preset"])): result for result in _chosen(maximized, by_id, wanted)}
+    if detectors and not newest:
+        raise _none_with(study, "detectors", wanted, "dissect")
+    if not presets and (not newest or ACTIVATION_MAXIMIZATION.name in wanted):
+        raise _none_with(study, "activation maximization", wanted, ACTIVATION_MAXIMIZATION.name)
+    layers = [_layer(store, results, by_id, result) for result in newest.values()]
     layers.sort(key=lambda layer: depth(layer.layer))
     row = store.read_table(f"tables/studies/study_id={study.study_id}/study.parquet").to_pylist()[0]
-    return ReportData({**row, "numerics": json.loads(row["numerics"])}, layers)
+    sheets = [
+        _maximization(store, *key, presets[key]) for key in sorted(presets, key=lambda key: (_natural(key[0]), key[1]))
+    ]
+    return ReportData({**row, "numerics": json.loads(row["numerics"])}, layers, sheets)
 
 
 def depth(layer: dict[str, Any]) -> tuple:
     """Sorts layers from the input of the network to its output: by what a cell sees, then by name."""
     whole = layer["field_y"] is None
-    name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer["layer"])]
-    return (whole, layer["field_y"] or 0, layer["stride_y"] or 0, [str(type(part)) for part in name], name)
+    return (whole, layer["field_y"] or 0, layer["stride_y"] or 0, _natural(layer["layer"]))
+
+
+def _natural(layer: str) -> list[str | int]:
+    """Sorts names with the numbers in them as numbers, which are every second part."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", layer))]
+
+
+def _chosen(results: list[Result], by_id: dict[str, Result], wanted: dict[str, dict[str, Any]]) -> list[Result]:
+    """The results that have the wanted settings, the newest last."""
+    having = [result for result in results if _has_settings(result, by_id, wanted)]
+    return sorted(having, key=lambda result: result.finished)
+
+
+def _none_with(study: Study, what: str, wanted: dict[str, dict[str, Any]], stage: str) -> InputError:
+    return InputError(
+        f"study {study.study_id} has no {what} with settings {json.dumps(wanted)}: run it with stages=[{stage}] first"
+    )
+
+
+def _maximization(store: Store, layer: str, variant: str, result: Result) -> MaximizationData:
+    read = partial(read_result_table, store, result, ACTIVATION_MAXIMIZATION)
+    return MaximizationData(layer, variant, result.settings, read)
 
 
 def _layer(store: Store, results: list[Result], by_id: dict[str, Result], detectors: Result) -> LayerData:

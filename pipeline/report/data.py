@@ -1,6 +1,6 @@
 """What a report is made from: rows of the published tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,34 @@ class LayerData:
 
 
 @dataclass(frozen=True)
+class MaximizationData:
+    """The pictures that maximize the units of one layer, all made with one preset.
+
+    Args:
+        layer: dotted module name; the layer need not be dissected.
+        variant: the preset; of a layer each comes once.
+        settings: of the result; all are shown.
+        read: gives the rows of `activation_maximization`; called once, when it is the layer's turn, so that
+            the pictures of one result are held at a time.
+    """
+
+    layer: str
+    variant: str
+    settings: dict[str, Any]
+    read: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """One study and its layers, from the input of the network to its output.
 
     Args:
         study: the study's row of `studies`; at least study_id, model, weights, dataset and num_images.
         layers: the dissected layers in the order of the network.
+        maximized: activation maximization, of these layers and of others; others come after them, in this
+            order, and the first one of a layer gives the large pictures on the layer's page.
     """
 
     study: dict[str, Any]
     layers: Sequence[LayerData]
+    maximized: Sequence[MaximizationData] = ()

@@ -1,4 +1,5 @@
-"""Static pages of one study: an index, one page a layer, pictures, a script and a style sheet.
+"""Static pages of one study: an index, one page a dissected layer, one a layer and preset of activation
+maximization, pictures, a script and a style sheet.
 
 Everything is a plain file with a relative address, so that a report opens from a disk, a web server or a
 zip file alike. Labels reach the pages through Jinja's autoescape only, and never become part of a file name,
@@ -9,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.data import LayerData, ReportData
 from pipeline.report.download import write_csv
+from pipeline.report.maximized import Sheet, explain, filter_of, title_of, trace_of, write_sheet
 from pipeline.report.pictures import Exemplar, write_pictures
+from pipeline.report.sparkline import HEIGHT, WIDTH
 from pipeline.report.summary import BAR_WIDTH, LayerSummary, stack, summarize
 from pipeline.report.units import (
     ConceptCount,
@@ -47,6 +50,11 @@ MEANINGS = {
         "resize": "bilinear, half-pixel centers",
         "receptive_field": "bilinear, aligned by the receptive field's center and stride",
     },
+    "target": {
+        "neuron": "the map's center cell",
+        "channel": "the map's mean",
+        "logit": "the class's score before the softmax",
+    },
 }
 
 _HERE = Path(__file__).parent
@@ -65,9 +73,8 @@ def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Pat
         path of `index.html`, which is written last.
 
     Raises:
-        InputError: a picture is neither JPEG nor PNG.
+        InputError: a picture is in a format that its column does not have, or is broken.
     """
-    pages = page_names([layer.layer["layer"] for layer in data.layers])
     categories = {name for layer in data.layers for name in _categories(layer)}
     environment = _environment(color_classes(categories))
     for name in ("layers", "static"):
@@ -75,25 +82,41 @@ def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Pat
     for name in _STATIC:
         (folder / "static" / name).write_bytes((_HERE / "static" / name).read_bytes())
 
+    layers = [layer.layer["layer"] for layer in data.layers]
+    pages = page_names(layers)
+    sheets = _write_sheets(folder, data, dict(zip(layers, pages, strict=True)))
     summaries = []
+    units_of: dict[str, list[Unit]] = {}
     for i, (layer, page) in enumerate(zip(data.layers, pages, strict=True)):
-        units = read_units(layer)
+        units = units_of[layers[i]] = read_units(layer)
         shown = {unit.unit for unit in units if all_units or unit.is_detector}
         exemplars = write_pictures(folder / "pictures" / page, layer.exemplars, shown)
         write_csv(folder / "layers" / f"{page}-detectors.csv", join_thresholds(layer.detectors, units))
         summaries.append(summarize(page, layer, units))
         context = _layer_context(layer, units, exemplars)
-        context |= {"study": data.study, "page": page, **_neighbors(data.layers, pages, i)}
+        context |= {"study": data.study, "page": page, **_neighbors(layers, pages, i)}
         context["with_card"] = [unit for unit in units if unit.unit in shown]
+        context["sheets"] = [sheet for sheet in sheets if sheet.layer == layers[i]]
         _write(folder / "layers" / f"{page}.html", environment, "layer.html.j2", context)
+    for sheet in sheets:
+        context = _sheet_context(sheet, sheets, units_of.get(sheet.layer, []))
+        context |= {"study": data.study, "dissection": _page_of(sheet.layer, layers, pages)}
+        _write(folder / "layers" / f"{sheet.page}.html", environment, "maximized.html.j2", context)
     context = _index_context(data, summaries, order_categories(categories))
+    context["sheets"] = [(sheet, _page_of(sheet.layer, layers, pages)) for sheet in sheets]
+    context["num_layers"] = len({*layers, *(sheet.layer for sheet in sheets)})
     return _write(folder / "index.html", environment, "index.html.j2", context)
 
 
-def page_names(layers: Sequence[str]) -> list[str]:
-    """File names for layers: the name itself where any file system can hold it, else told apart by a hash."""
+def page_names(layers: Sequence[str], others: Collection[str] = ()) -> list[str]:
+    """File names for layers: the name itself where any file system can hold it, else told apart by a hash.
+
+    Args:
+        layers: their names.
+        others: file names that are taken.
+    """
     names: list[str] = []
-    taken: set[str] = set()
+    taken = {name.casefold() for name in others}
     for layer in layers:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", layer).strip(".")[:80]
         if name != layer or not name or name.casefold() in taken:
@@ -105,13 +128,35 @@ def page_names(layers: Sequence[str]) -> list[str]:
     return names
 
 
+def _write_sheets(folder: Path, data: ReportData, pages: dict[str, str]) -> list[Sheet]:
+    """The files of activation maximization but its pages: dissected layers first, in the order of the network.
+
+    Args:
+        folder: of the report.
+        data: the study.
+        pages: the dissected layers' page names by layer.
+    """
+    others = [one.layer for one in data.maximized if one.layer not in pages]
+    layers = list(dict.fromkeys([*pages, *others]))
+    ordered = sorted(data.maximized, key=lambda one: layers.index(one.layer))
+    taken = {*pages.values(), *(f"{page}-detectors" for page in pages.values())}
+    plain = dict(zip(layers, page_names(layers), strict=True)) | pages
+    names = page_names([f"{plain[one.layer]}-maximized-{one.variant}" for one in ordered], taken)
+    return [write_sheet(folder, one, name) for one, name in zip(ordered, names, strict=True)]
+
+
+def _page_of(layer: str, layers: Sequence[str], pages: Sequence[str]) -> str | None:
+    """The page of a layer's dissection, if there is one."""
+    return dict(zip(layers, pages, strict=True)).get(layer)
+
+
 def _categories(layer: LayerData) -> set[str]:
     return {*layer.summary["category"].to_pylist(), *layer.detectors["category"].to_pylist()}
 
 
-def _neighbors(layers: Sequence[LayerData], pages: Sequence[str], place: int) -> dict[str, Any]:
+def _neighbors(layers: Sequence[str], pages: Sequence[str], place: int) -> dict[str, Any]:
     """Name and page of the layers before and after."""
-    named = [None, *((layer.layer["layer"], page) for layer, page in zip(layers, pages, strict=True)), None]
+    named = [None, *zip(layers, pages, strict=True), None]
     return {"before": named[place], "after": named[place + 2]}
 
 
@@ -134,6 +179,18 @@ def _layer_context(layer: LayerData, units: Sequence[Unit], exemplars: dict[int,
         "categories": order_categories({unit.best.category for unit in units if unit.best}),
         "scale": WHISKER_WIDTH / _round_up(max([*ends, 2 * (min_iou or 0.0)])),
         "whisker_width": WHISKER_WIDTH,
+    }
+
+
+def _sheet_context(sheet: Sheet, sheets: Sequence[Sheet], units: Sequence[Unit]) -> dict[str, Any]:
+    alike = [other for other in sheets if other.variant == sheet.variant]
+    return {
+        "root": "../",
+        "sheet": sheet,
+        "variants": [other for other in sheets if other.layer == sheet.layer],
+        "settings": _describe(sheet.settings),
+        "units": {unit.unit: unit for unit in units},
+        **_neighbors([other.layer for other in alike], [other.page for other in alike], alike.index(sheet)),
     }
 
 
@@ -190,6 +247,10 @@ def _environment(classes: dict[str, str]) -> Environment:
         environment.filters[name] = _formatter(form)
     environment.filters["probability"] = _format_probability
     environment.filters["color"] = classes.__getitem__
+    environment.filters["ratio"] = _format_ratio
+    environment.filters["percent"] = lambda share: MISSING if share is None else f"{share:.0%}"
+    environment.globals |= {"explain": explain, "filter_of": filter_of, "title_of": title_of, "trace_of": trace_of}
+    environment.globals["sparkline"] = (WIDTH, HEIGHT)
     return environment
 
 
@@ -199,6 +260,10 @@ def _formatter(form: str) -> Callable[[float | None], str]:
 
 def _format_probability(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
+
+
+def _format_ratio(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.0f}×" if abs(value) >= 10 else f"{value:.2f}×"
 
 
 def _write(path: Path, environment: Environment, template: str, context: dict[str, Any]) -> Path:

@@ -1,5 +1,6 @@
-"""The exemplars' pictures: from a table's column into files."""
+"""Pictures: from a table's column into files."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,13 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 
-SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png"}
+FORMATS = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), ".jpg"),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), ".png"),
+    "WebP": (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), ".webp"),
+}
 """First bytes of the formats a report shows; anything else could hold a script."""
+STILL = ("JPEG", "PNG")
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,40 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, list[Exemplar]] = {}
     for row in _rows(exemplars, units):
-        name = f"unit-{row['unit']}-rank-{row['rank']}"
-        data = (row["picture"] or {}).get("bytes") or b""
-        suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), None)
-        if suffix is None:
-            raise InputError(
-                f"picture of unit {row['unit']}, rank {row['rank']}, image {row['image']!r} in layer "
-                f"{row['layer']} is {len(data)} bytes that begin {data[:8]!r}, must be JPEG or PNG: "
-                "record the exemplars again"
-            )
-        (folder / f"{name}{suffix}").write_bytes(data)
-        exemplar = Exemplar(row["rank"], row["image_id"], row["image"], row["activation"], f"{name}{suffix}")
+        what = f"picture of unit {row['unit']}, rank {row['rank']}, image {row['image']!r} in layer {row['layer']}"
+        path = folder / f"unit-{row['unit']}-rank-{row['rank']}"
+        file = write_picture(path, row["picture"], what, "record the exemplars again")
+        exemplar = Exemplar(row["rank"], row["image_id"], row["image"], row["activation"], file)
         found.setdefault(row["unit"], []).append(exemplar)
     return {unit: sorted(found[unit], key=lambda exemplar: exemplar.rank) for unit in sorted(found)}
+
+
+def write_picture(
+    path: Path, picture: dict[str, Any] | None, what: str, cure: str, formats: tuple[str, ...] = STILL
+) -> str:
+    """Write one encoded picture.
+
+    Args:
+        path: where it goes, without the suffix, which its first bytes decide.
+        picture: a cell of a column of pictures; the path it holds is never used.
+        what: begins the message of the error.
+        cure: ends it.
+        formats: which of `FORMATS` it may be in.
+
+    Returns:
+        the name of the file.
+
+    Raises:
+        InputError: the picture is missing or in another format.
+    """
+    data = (picture or {}).get("bytes") or b""
+    for name in formats:
+        start, suffix = FORMATS[name]
+        if start.match(data):
+            path.with_name(path.name + suffix).write_bytes(data)
+            return path.name + suffix
+    must = " or ".join(formats)
+    raise InputError(f"{what} is {len(data)} bytes that begin {data[:8]!r}, must be {must}: {cure}")
 
 
 def _rows(exemplars: pa.Table | Iterable[pa.Table | pa.RecordBatch], units: set[int]) -> Iterator[dict[str, Any]]:

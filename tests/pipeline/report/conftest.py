@@ -1,12 +1,49 @@
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.report import write_report
 from tests.pipeline.report.synthetic import make_data
+from tests.pipeline.report.synthetic_maximized import make_maximized_data
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a written report."""
     return write_report(tmp_path_factory.mktemp("report"), make_data()).parent
+
+
+@pytest.fixture(scope="session")
+def maximized_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with activation maximization."""
+    return write_report(tmp_path_factory.mktemp("maximized"), make_maximized_data()).parent
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[Callable[..., Any]]:
+    """Opens a page of a report in Chromium; what it complains about fails the test."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+        def visit(folder: Path, address: str, width: int = 1280, scheme: str = "light") -> Any:
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            page.complaints = []
+            page.requested = []
+            page.on("console", lambda message: page.complaints.append(message.text))
+            page.on("pageerror", lambda error: page.complaints.append(str(error)))
+            page.on("dialog", lambda dialog: (page.complaints.append("dialog"), dialog.dismiss()))
+            page.on("requestfailed", lambda request: page.complaints.append(request.url))
+            page.on("request", lambda request: page.requested.append(request.url))
+            page.goto(f"{folder.as_uri()}/{address}")
+            return page
+
+        yield visit
+        browser.close()

@@ -5,7 +5,6 @@ import re
 import weakref
 from collections.abc import Iterator
 from html import escape
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from pipeline.report.pictures import write_pictures
 from pipeline.report.summary import BAR_WIDTH, stack, summarize
 from pipeline.report.units import Unit, color_classes, order_categories, read_units
 from schemas import DETECTORS, EXEMPLARS
+from tests.pipeline.report.elements import Elements, check_nothing_inline
 from tests.pipeline.report.synthetic import (
     ATTACK,
     DEAD,
@@ -34,21 +34,6 @@ from tests.pipeline.report.synthetic import (
     picture,
     to_table,
 )  # fmt: skip
-
-
-class Elements(HTMLParser):
-    """All start tags of a page with their attributes."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def test_units_are_ordered_by_iou_and_keep_every_unit() -> None:
@@ -140,14 +125,7 @@ def test_labels_stay_text_and_nothing_is_inline(report: Path) -> None:
         text = page.read_text(encoding="utf-8")
         assert ATTACK not in text
         assert escape(ATTACK) in text
-        elements = Elements(page)
-        policy = next(meta for meta in elements.named("meta") if meta.get("http-equiv"))
-        assert policy["http-equiv"] == "Content-Security-Policy"
-        assert policy["content"].startswith("default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'")
-        assert not elements.named("style")
-        assert [Path(script["src"]).name for script in elements.named("script")] == ["report.js"]
-        for _, attributes in elements.tags:
-            assert not [name for name in attributes if name == "style" or name.startswith("on")]
+        check_nothing_inline(page)
 
 
 def test_pictures_are_lazy_and_described(report: Path) -> None:

@@ -1,7 +1,7 @@
 """The report in Chromium, opened from a disk."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,9 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def visit(report: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a page of the report in Chromium; what it complains about fails the test."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-
-        def open_page(address: str, width: int = 1280) -> Any:
-            page = browser.new_page(viewport={"width": width, "height": 800})
-            page.complaints = []
-            page.on("console", lambda message: page.complaints.append(message.text))
-            page.on("pageerror", lambda error: page.complaints.append(str(error)))
-            page.on("dialog", lambda dialog: (page.complaints.append("dialog"), dialog.dismiss()))
-            page.on("requestfailed", lambda request: page.complaints.append(request.url))
-            page.goto(f"{report.as_uri()}/{address}")
-            return page
-
-        yield open_page
-        browser.close()
+def visit(report: Path, open_page: Callable[..., Any]) -> Callable[..., Any]:
+    """Opens a page of the report."""
+    return partial(open_page, report)
 
 
 def shown_units(page: Any) -> list[int]:

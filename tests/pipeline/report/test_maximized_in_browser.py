@@ -1,0 +1,106 @@
+"""Activation maximization in Chromium, opened from a disk."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report import write_report
+from tests.pipeline.report.synthetic import ATTACK
+from tests.pipeline.report.synthetic_maximized import make_maximized_only
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def visit(maximized_report: Path, open_page: Callable[..., Any]) -> Callable[..., Any]:
+    """Opens a page of the report."""
+    return partial(open_page, maximized_report)
+
+
+def load_all(page: Any) -> None:
+    for details in page.query_selector_all("details"):
+        details.evaluate("element => { element.open = true }")
+    decoded = """() => Promise.all([...document.images].map(async image => {
+        image.loading = 'eager';
+        await image.decode();
+        return image.naturalWidth;
+    }))"""
+    assert all(page.evaluate(decoded))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "index", "layers/features.0", "layers/features.1", "layers/features.0-maximized-plain",
+        "layers/features.1-maximized-fourier", "layers/classifier.6-maximized-plain",
+    ],
+)  # fmt: skip
+def test_page_opens_from_a_disk(visit: Callable[..., Any], maximized_report: Path, name: str, width: int) -> None:
+    page = visit(f"{name}.html", width, "dark" if width == 390 else "light")
+    load_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert all(address.startswith(maximized_report.as_uri()) for address in page.requested)
+    assert page.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_without_detectors_opens(open_page: Callable[..., Any], tmp_path: Path, width: int) -> None:
+    write_report(tmp_path, make_maximized_only())
+    page = open_page(tmp_path, "index.html", width)
+    page.get_by_role("link", name="plain").first.click()
+    assert page.text_content("h1") == "conv1"
+    load_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.complaints == []
+    page.close()
+
+
+def test_from_a_card_to_the_sheet_and_back(visit: Callable[..., Any]) -> None:
+    page = visit("layers/features.1.html")
+    page.click("#unit-7 .maximized figcaption a")
+    assert page.url.endswith("features.1-maximized-fourier.html#unit-7")
+    assert "car" in page.text_content("#unit-7")
+    page.click("#unit-7 h3 a")
+    assert page.url.endswith("features.1.html#unit-7")
+    assert page.is_visible("#unit-7 .maximized")
+    assert page.complaints == []
+    page.close()
+
+
+def test_made_picture_is_before_the_real_ones_and_framed(visit: Callable[..., Any]) -> None:
+    page = visit("layers/features.1.html")
+    made = page.locator("#unit-7 .maximized").bounding_box()
+    real = page.locator("#unit-7 .exemplars").bounding_box()
+    assert made["x"] + made["width"] <= real["x"]
+    assert page.evaluate("getComputedStyle(document.querySelector('.maximized')).borderStyle") == "solid"
+    page.close()
+
+
+def test_filters_are_drawn_pixel_by_pixel(visit: Callable[..., Any]) -> None:
+    page = visit("layers/features.0-maximized-plain.html")
+    filters = page.locator("img.pixelated")
+    assert filters.count() == 6
+    assert filters.first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+    assert filters.first.evaluate("image => image.naturalWidth") == 7
+    page.close()
+
+
+def test_animation_moves_in_the_browser(visit: Callable[..., Any]) -> None:
+    page = visit("layers/features.0-maximized-plain.html")
+    page.get_by_role("link", name="animation").click()
+    assert page.url.endswith("unit-0-seed-0-animation.webp")
+    page.close()
+
+
+def test_hostile_label_shows_as_text(visit: Callable[..., Any]) -> None:
+    page = visit("layers/features.1-maximized-plain.html")
+    page.goto(page.url.replace("plain", "fourier"))
+    assert ATTACK in page.text_content("#unit-3 .concept")
+    assert page.locator("img[src='x']").count() == 0
+    assert page.complaints == []
+    page.close()
