@@ -108,17 +108,18 @@ def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Pat
     return _write(folder / "index.html", environment, "index.html.j2", context)
 
 
-def page_names(layers: Sequence[str], others: Collection[str] = ()) -> list[str]:
+def page_names(layers: Sequence[str], others: Collection[str] = (), longest: int = 80) -> list[str]:
     """File names for layers: the name itself where any file system can hold it, else told apart by a hash.
 
     Args:
         layers: their names.
         others: file names that are taken.
+        longest: characters that are kept of a name.
     """
     names: list[str] = []
     taken = {name.casefold() for name in others}
     for layer in layers:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", layer).strip(".")[:80]
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", layer).strip(".")[:longest]
         if name != layer or not name or name.casefold() in taken:
             name = f"{name}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
         if name.casefold() in taken:
@@ -141,7 +142,7 @@ def _write_sheets(folder: Path, data: ReportData, pages: dict[str, str]) -> list
     ordered = sorted(data.maximized, key=lambda one: layers.index(one.layer))
     taken = {*pages.values(), *(f"{page}-detectors" for page in pages.values())}
     plain = dict(zip(layers, page_names(layers), strict=True)) | pages
-    names = page_names([f"{plain[one.layer]}-maximized-{one.variant}" for one in ordered], taken)
+    names = page_names([f"{plain[one.layer]}-maximized-{one.variant}" for one in ordered], taken, longest=160)
     return [write_sheet(folder, one, name) for one, name in zip(ordered, names, strict=True)]
 
 
@@ -190,6 +191,7 @@ def _sheet_context(sheet: Sheet, sheets: Sequence[Sheet], units: Sequence[Unit])
         "variants": [other for other in sheets if other.layer == sheet.layer],
         "settings": _describe(sheet.settings),
         "units": {unit.unit: unit for unit in units},
+        "num_units": len(units),
         **_neighbors([other.layer for other in alike], [other.page for other in alike], alike.index(sheet)),
     }
 
@@ -222,7 +224,10 @@ def _group(concepts: Sequence[ConceptCount]) -> list[tuple[str, list[ConceptCoun
 
 def _describe(settings: dict[str, Any]) -> list[tuple[str, Any, str]]:
     """Settings as name, value, what the value means."""
-    return [(name, value, MEANINGS.get(name, {}).get(value, "")) for name, value in settings.items()]
+    return [
+        (name, MISSING if value is None else value, MEANINGS.get(name, {}).get(str(value), ""))
+        for name, value in settings.items()
+    ]
 
 
 def _to_dict(numerics: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import AlteredError, InputError
+from pipeline.report import write_report
 from pipeline.report.collect import collect
 from pipeline.results import Result, publish
 from pipeline.store import Store, digest
@@ -135,3 +136,22 @@ def test_nothing_is_read_before_its_turn(store: Store, monkeypatch: pytest.Monke
     assert not [path for path in read if path.endswith(".parquet") and "activation_maximization" in path]
     one.read()
     assert [path for path in read if path.endswith(".parquet") and "activation_maximization" in path]
+
+
+def test_collected_study_becomes_a_report(store: Store, tmp_path: Path) -> None:
+    dissect(store, "features.0")
+    maximize(store, "features.0", "plain")
+    maximize(store, "features.1", "fourier")
+    write_report(tmp_path / "report", collect(store, STUDY))
+    assert {path.name for path in (tmp_path / "report/layers").glob("*.html")} == {
+        "features.0.html", "features.0-maximized-plain.html", "features.1-maximized-fourier.html",
+    }  # fmt: skip
+
+
+def test_pictures_that_are_gone_are_an_error(store: Store, tmp_path: Path) -> None:
+    maximize(store, "conv1", "plain")
+    data = collect(store, STUDY)
+    (path,) = store.list("tables/activation_maximization")
+    store.remove(path)
+    with pytest.raises(AlteredError, match="activation_maximization"):
+        write_report(tmp_path / "report", data)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,13 @@ def test_names_of_sheets_do_not_take_those_of_layers(tmp_path: Path) -> None:
     assert len(names) == len(set(names)) == 5
 
 
+def test_names_of_sheets_of_long_layers_keep_their_variant(tmp_path: Path) -> None:
+    write_report(tmp_path, ReportData(STUDY, [], [make_maximized("l" * 80, []), make_maximized("l" * 300, [])]))
+    pages = sorted(path.name for path in (tmp_path / "layers").glob("*.html"))
+    assert len(pages) == 2
+    assert all(re.fullmatch(r"l{80}(-[0-9a-f]{8})?-maximized-plain\.html", page) for page in pages)
+
+
 @pytest.mark.parametrize(
     ("column", "data", "words"),
     [
@@ -340,3 +348,26 @@ def test_same_tables_give_the_same_bytes(maximized_report: Path, tmp_path: Path)
     assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     for file in files:
         assert (maximized_report / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_settings_of_any_kind_are_shown(tmp_path: Path) -> None:
+    one = make_maximized("features.0", [maximized_row(2)])
+    one.settings.update(units=[2, 3], target="channel", weights={"a": 1}, animate=None)
+    layer = make_layer()
+    layer = replace(layer, settings=layer.settings | {"splits": ["train", "val"]})  # as JSON gives it
+    write_report(tmp_path, ReportData(STUDY, [layer], [one]))
+    text = words_of(read_page(tmp_path, "features.0-maximized-plain"))
+    assert "units [2, 3]" in text
+    assert "target channel the map&#39;s mean" in text
+    assert "animate – " in text
+    assert "1 of 12 units 1 drawn" in text
+    assert "splits [&#39;train&#39;, &#39;val&#39;]" in words_of(read_page(tmp_path, "features.0"))
+
+
+def test_card_of_many_pictures_leaves_the_rest_to_the_sheet(tmp_path: Path) -> None:
+    rows = [maximized_row(7, seed) for seed in range(12)]
+    write_report(tmp_path, ReportData(STUDY, [make_layer()], [make_maximized("features.0", rows)]))
+    figure = cell_of(read_page(tmp_path, "features.0"), 7).split("</figure>")[0]
+    assert figure.count("<img") == 9
+    assert words_of(figure).endswith("maximized 4.00× +3")
+    assert cell_of(read_page(tmp_path, "features.0-maximized-plain"), 7).count("<img") == 12

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import write_report
-from tests.pipeline.report.synthetic import ATTACK
-from tests.pipeline.report.synthetic_maximized import make_maximized_only
+from pipeline.report import ReportData, write_report
+from tests.pipeline.report.synthetic import ATTACK, STUDY, make_layer
+from tests.pipeline.report.synthetic_maximized import make_maximized, make_maximized_only, maximized_row
 
 pytestmark = pytest.mark.browser
 
@@ -104,3 +104,15 @@ def test_hostile_label_shows_as_text(visit: Callable[..., Any]) -> None:
     assert page.locator("img[src='x']").count() == 0
     assert page.complaints == []
     page.close()
+
+
+def test_long_names_do_not_widen_a_phone_page(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    name = "features.denseblock4.denselayer16.a_name_longer_than_a_phone_is_wide.conv2"
+    maximized = [make_maximized(layer, [maximized_row(0)], name) for layer in (name, "features.0")]
+    write_report(tmp_path, ReportData(STUDY, [make_layer("features.0", 1), make_layer(name, 1)], maximized))
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) == 5
+    for path in pages:
+        page = open_page(tmp_path, path.relative_to(tmp_path).as_posix(), 390)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        page.close()
