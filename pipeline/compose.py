@@ -302,6 +302,9 @@ def _explain(kind: type[Settings], problem: Any, prefix: str) -> str:
         return f"{name} is not set"
     if problem["type"] == "value_error":
         return f"{name or 'settings'}: {problem['ctx']['error']}"
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        allowed = [one.strip("'") for one in re.split(", | or ", problem["ctx"]["expected"])]
+        return f"{name} is {problem['input']!r}, must be among {allowed}{nearest(problem['input'], allowed)}"
     return f"{name or 'settings'} is {problem['input']!r}: {problem['msg']}"
 
 

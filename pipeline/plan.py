@@ -64,7 +64,7 @@ def make_plan(
     ids: dict[Key, str] = {}
     for name in STAGES:
         for layer in layers:
-            inputs = {read: ids[read, layer] for read in stages[name].inputs}
+            inputs = {read: ids[read, layer] for read in stages[name].reads()}
             ids[name, layer] = stages[name].result_id(layer, study, inputs)
     published = {
         key: result
@@ -80,7 +80,7 @@ def make_plan(
             found = published.get(key)
             if (found is None and key in needed) or (key in reread and not (found and is_staged(store, found))):
                 todo.add(key)
-                for read in stages[name].inputs:
+                for read in stages[name].reads():
                     needed.add((read, layer))
                     reread.add((read, layer))
     ordered = tuple(stages[name] for name in STAGES)

@@ -23,7 +23,7 @@ from pipeline.redact import shown, shown_settings
 from pipeline.resume import Resumed
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
-from pipeline.stage import Job, Stage
+from pipeline.stage import Job, LayerJob, Stage
 from pipeline.subject import Subject, prepare
 from pipeline.views import write_views
 from schemas import RUNS
@@ -138,18 +138,15 @@ class _Work:
 
 def _announce(settings: RunSettings, subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
     """Leave word of what is being worked on, for `status`, and from what, for `--resume`: the store alone tells it."""
-    job = Job(subject.store, subject.study, subject.manifest, subject.model, subject.device, {})
-    todo = [
-        {
-            "stage": stage.name,
-            "layer": layer,
-            "result_id": plan.ids[stage.name, layer],
-            "shards": len(stage.shards(job)),
-        }
-        for stage in plan.stages
-        for layer in plan.layers
-        if (stage.name, layer) in plan.todo
-    ]
+    todo = []
+    for stage in plan.stages:
+        for layer in plan.layers:
+            if (stage.name, layer) in plan.todo:
+                result_id = plan.ids[stage.name, layer]
+                jobs = {layer: LayerJob(subject.layers[layer], result_id, {})}
+                job = Job(subject.store, subject.study, subject.manifest, subject.model, subject.device, jobs)
+                shards = len(stage.shards(job))
+                todo.append({"stage": stage.name, "layer": layer, "result_id": result_id, "shards": shards})
     word = {"run_id": run_id, "study_id": subject.study.study_id, "started": started.isoformat()}
     kept, withheld = shown_settings(settings.model_dump(mode="json"))
     origin = {"settings": kept, "withheld": withheld, "study": subject.study.model_dump(mode="json")}

@@ -58,10 +58,11 @@ class Runner:
             SettingsError: a stage's settings do not fit a layer or the data set; nothing has run.
             RaydissectError: some shards failed; what is done is kept.
         """
+        bare = self._job({})
         for stage in self._plan.stages:
             for name, layer in self._subject.layers.items():
                 if (stage.name, name) in self._plan.todo:
-                    stage.check(layer, self._subject.manifest)
+                    stage.check(layer, bare)
         for stage in self._plan.stages:
             todo = [layer for layer in self._plan.layers if (stage.name, layer) in self._plan.todo]
             self._outcome.found += [
@@ -126,8 +127,10 @@ class Runner:
         for shard in stage.shards(job):
             layers = tuple(
                 name
-                for name, layer in job.layers.items()
-                if not there[name].issuperset(staging_path(layer.result_id, file) for file in stage.files(shard))
+                for name in shard.layers
+                if not there[name].issuperset(
+                    staging_path(job.layers[name].result_id, file) for file in stage.files(shard)
+                )
             )
             if layers:
                 missing.append(replace(shard, layers=layers))
@@ -156,10 +159,10 @@ class Runner:
         return Job(s.store, s.study, s.manifest, s.model, s.device, layers, decode_threads=s.decode_threads)
 
     def _layer_job(self, stage: Stage, layer: str, planned: bool = True) -> LayerJob:
-        inputs = {read: self._results[read, layer] for read in stage.inputs}
+        inputs = {read: self._results[read, layer] for read in stage.reads()}
         if (thresholds := inputs.get("thresholds")) and SUPPLEMENT in thresholds.inputs:
             inputs[SUPPLEMENT] = self._supplement_of(thresholds)
-        ids = {read: inputs[read].result_id for read in stage.inputs}
+        ids = {read: inputs[read].result_id for read in stage.reads()}
         identity = self._plan.ids[stage.name, layer] if planned else stage.result_id(layer, self._subject.study, ids)
         return LayerJob(self._subject.layers[layer], identity, stage.settings_of(layer), inputs)
 

@@ -125,11 +125,15 @@ class Stage(Settings):
         scope = study.forward_id if self.hangs_on_images else study.study_id
         return result_id(self.name, self.version, self.settings_of(layer), layer, scope, inputs)
 
-    def check(self, layer: Layer, manifest: Manifest) -> None:
-        """Look at the settings before anything runs.
+    def reads(self) -> tuple[str, ...]:
+        """The stages whose results on the same layer are read, with these settings."""
+        return self.inputs
+
+    def check(self, layer: Layer, job: "Job") -> None:
+        """Look at the settings before anything runs; the job has no layers yet.
 
         Raises:
-            SettingsError: they do not fit the layer or the data set.
+            SettingsError: they do not fit the layer, the network or the data set.
         """
 
     def supplement(self, job: Job) -> "tuple[Stage, list[str]] | None":
@@ -140,7 +144,7 @@ class Stage(Settings):
         """Settle, on the driver, what all workers of the map must agree on."""
 
     def shards(self, job: Job) -> list[Shard]:
-        """Shards of the map, before those that are done are left out; none for a stage that only reduces."""
+        """Shards of the map, each with its layers, before those that are done are left out; none for a mere reduce."""
         return []
 
     def marker(self, shard: Shard) -> str:

@@ -72,10 +72,10 @@ class Task:
     @cached_property
     def read_stages(self) -> list[str]:
         """These, and all that they read."""
-        needed = set(self.stages)
+        needed, stages = set(self.stages), self.settings.stages_by_name()
         for name in reversed(STAGES):
             if name in needed:
-                needed |= set(STAGES[name].inputs)
+                needed |= set(stages[name].reads())
         return [name for name in STAGES if name in needed]
 
     @cached_property

@@ -1,6 +1,7 @@
 """The stages by name, in an order in which each comes after what it reads."""
 
 from pipeline.stage import Stage
+from pipeline.stages.activation_maximization import ActivationMaximization
 from pipeline.stages.detectors import Detectors
 from pipeline.stages.exemplars import Exemplars
 from pipeline.stages.layer_summary import LayerSummary
@@ -10,7 +11,8 @@ from pipeline.stages.tally import Tally
 from pipeline.stages.thresholds import Thresholds
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Pilot, Record, Thresholds, Tally, Detectors, LayerSummary, Exemplars)
+    stage.name: stage
+    for stage in (Pilot, Record, Thresholds, Tally, Detectors, LayerSummary, Exemplars, ActivationMaximization)
 }
 
 GROUPS = {"dissect": ("thresholds", "tally", "detectors", "layer_summary", "exemplars")}

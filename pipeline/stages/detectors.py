@@ -18,7 +18,7 @@ from pipeline.results import read_result_table
 from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, staged_tables
 from pipeline.stages.labels import ConceptIndex
 from pipeline.stages.tally import OWN_LABELS
-from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Manifest, Table
+from schemas import AREAS, LABEL_AREAS, NULL_AREAS, NULL_TALLY, SHARD_LABEL_AREAS, TALLY, Table
 from workers.methods.detection import Jackknife, Union, best_concepts, best_of_categories, ious, p_values, unions
 
 
@@ -73,9 +73,10 @@ class Detectors(Stage):
             )
         return Reduced({"detectors": pa.concat_tables(rows)})
 
-    def check(self, layer: Layer, manifest: Manifest) -> None:
-        if unknown := sorted(set(self.splits or ()) - set(manifest.splits)):
-            raise SettingsError(f"splits {unknown} are not in the data set, which has {list(manifest.splits)}")
+    def check(self, layer: Layer, job: Job) -> None:
+        splits = job.manifest.splits
+        if unknown := sorted(set(self.splits or ()) - set(splits)):
+            raise SettingsError(f"splits {unknown} are not in the data set, which has {list(splits)}")
 
     def _null(self, counts: "_Counts") -> Tensor | None:
         """Best IoUs of all units under every null permutation; None without one."""

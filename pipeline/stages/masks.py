@@ -3,8 +3,7 @@
 from typing import Literal
 
 from pipeline.errors import SettingsError
-from pipeline.stage import Layer, Stage
-from schemas import Manifest
+from pipeline.stage import Job, Layer, Stage
 from workers.methods.dissection import Alignment, MaskOrder
 
 
@@ -14,7 +13,7 @@ class MaskSettings(Stage):
     mask_order: MaskOrder = "upsample_first"  # Bau et al. 2017, section 2.2; threshold_first: the survey's Eq. 18
     upsampling: Literal["resize", "receptive_field"] = "resize"  # receptive_field: the Caffe original
 
-    def check(self, layer: Layer, manifest: Manifest) -> None:
+    def check(self, layer: Layer, job: Job) -> None:
         self.alignment(layer, (1, 1))
 
     def alignment(self, layer: Layer, input_size: tuple[int, int]) -> tuple[Alignment, Alignment] | None:

@@ -28,6 +28,9 @@ Preset = Literal["plain", "yosinski1", "yosinski2", "yosinski3", "yosinski4", "f
 MEASURED_EVERY = 16
 """Steps between the values of a trace where each takes a forward pass of its own."""
 
+LINEAR = 1e-4
+"""Share by which the gradients of one unit may differ that are taken for equal: a pass in float16 rounds."""
+
 
 class GradientError(ValueError):
     """A gradient or an activation is NaN or infinite; the message says at which step and for which unit."""
@@ -67,7 +70,6 @@ class Maximized:
         reachable: whether that through redirected ReLUs was.
         trace: values of the picture itself, every `trace_every` steps and at the end.
         trace_every: see `trace`.
-        start_gradient: of the objective at the start, by pixels.
         frames: the pictures after the steps that were asked for.
     """
 
@@ -82,7 +84,6 @@ class Maximized:
     reachable: Bool[Tensor, " image"]
     trace: Float[Tensor, "image measured"]
     trace_every: int
-    start_gradient: Float[Tensor, "image channel y x"]
     frames: list[UInt8[Tensor, "image y x 3"]]
 
 
@@ -105,6 +106,28 @@ def similarity(activation: Float[Tensor, "image unit h w"], seeds: int) -> Float
     cosine = inner / (length[:, :, None] * length[:, None])
     others = ~torch.eye(seeds, dtype=torch.bool, device=cosine.device)
     return ((cosine * others).sum(2) / (seeds - 1)).flatten()
+
+
+def filters(
+    network: Network, images: Float[Tensor, "image channel y x"], units: Int64[Tensor, " image"], target: Target
+) -> Float[Tensor, "image channel y x"] | None:
+    """The filters of units of the first layer: their gradients, if these are the same at any image; else None.
+
+    Args:
+        network: as far as the layer, its last ReLU left out.
+        images: any, none of them the mean color.
+        units: the unit of each.
+        target: whose gradient.
+    """
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        values = at_target(network(at), target).gather(1, units[:, None])
+        return torch.autograd.grad(values.sum(), at)[0]
+
+    found, elsewhere = gradient(torch.zeros_like(images)), gradient(images)
+    tolerance = LINEAR * found.abs().amax((1, 2, 3))
+    return found if ((found - elsewhere).abs().amax((1, 2, 3)) <= tolerance).all() else None
 
 
 def maximize(
@@ -142,7 +165,6 @@ def maximize(
     canvas = Canvas(start, space, recipe, generators)
     climb = _Objective(network, units, target, redirect, seeds, diversity)
     seen, kept = _Seen(units), []
-    start_gradient = torch.empty(0)
     for step in range(recipe.steps + 1):
         canvas.clip()
         with torch.no_grad():
@@ -154,8 +176,6 @@ def maximize(
         if step == recipe.steps:
             break
         gradient, by_pixels, values = climb.gradient(canvas, step)
-        if step == 0:
-            start_gradient = by_pixels
         if not recipe.transforms:
             seen.add(step, picture, values)
         canvas.move(gradient)
@@ -166,7 +186,7 @@ def maximize(
     return Maximized(
         seen.picture, seen.objective, seen.best_step, picture, seen.trace[-1], seen.argmax_step, climb.redirected,
         climb.moved, climb.reachable | climb.moved, torch.stack(seen.trace, 1),
-        MEASURED_EVERY if recipe.transforms else 1, start_gradient, kept,
+        MEASURED_EVERY if recipe.transforms else 1, kept,
     )  # fmt: skip
 
 
@@ -176,7 +196,8 @@ class _Objective:
     def __init__(
         self, network: Network, units: Tensor, target: Target, redirect: int, seeds: int, diversity: float
     ) -> None:
-        self._network, self._units, self._target = network, units, target
+        self._network, self._units = network, units
+        self._target: Target = target
         self._redirect, self._seeds, self._diversity = redirect, seeds, diversity
         self._attempts = torch.zeros_like(units)
         self.redirected = torch.zeros_like(units)

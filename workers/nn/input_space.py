@@ -4,10 +4,14 @@ The mean color is 0 in every channel. Shapes: `image channel y x` in the network
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+FITS = 0.995
+"""Share of an image that is drawn within the range of pixels: a few points could make all the rest gray."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class InputSpace:
     def draw(
         self, images: Float[Tensor, "image 3 y x"]
     ) -> tuple[UInt8[Tensor, "image y x 3"], Float[Tensor, " image"]]:
-        """Turn images into pixels; one that leaves their range is drawn nearer to the mean color, until it fits.
+        """Turn images into pixels; one that leaves their range is drawn nearer to the mean color, until most of it fits.
 
         Returns:
             pixels, and what each image's distance from the mean color was multiplied with, at most 1.
@@ -58,6 +62,7 @@ class InputSpace:
         black, white = self.bounds(images)
         darkest, lightest = torch.where(black < 0, black, -torch.inf), torch.where(white > 0, white, torch.inf)
         excess = torch.maximum(images / darkest, images / lightest)  # 1 on the edge of the range
-        contrast = 1 / excess.amax((1, 2, 3)).clamp(min=1)
+        flat = excess.flatten(1)
+        contrast = 1 / flat.kthvalue(ceil(FITS * flat.shape[1]), dim=1).values.clamp(min=1)
         rgb = self.to_rgb(images * contrast[:, None, None, None])
         return (rgb * 255).round_().clamp_(0, 255).byte().movedim(1, -1), contrast

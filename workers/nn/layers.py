@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from workers.activations import as_grid
 from workers.models import ModelError
 from workers.nn.receptive_field import ReceptiveField, receptive_fields
+from workers.nn.relus import closing_relus
 
 AUTO = "auto"
+LOGITS = "logits"
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Identity)
@@ -49,7 +51,8 @@ def expand_layers(module: nn.Module, patterns: Iterable[str], input_shape: tuple
     Args:
         module: the network, in eval mode.
         patterns: exact names; globs, whose `*` also matches dots and which take the layers among what
-            they match; `auto`, every convolution or block after its nonlinearity (see `auto_layers`).
+            they match; `auto`, every convolution or block after its nonlinearity (see `auto_layers`); `logits`, the
+            layer that returns them.
         input_shape: channels, rows, columns of one input image.
 
     Raises:
@@ -62,6 +65,8 @@ def expand_layers(module: nn.Module, patterns: Iterable[str], input_shape: tuple
     for pattern in patterns:
         if pattern == AUTO:
             chosen.update(auto_layers(module, input_shape))
+        elif pattern == LOGITS and pattern not in names:
+            chosen.add(logits_layer(module, input_shape))
         elif pattern in names:
             if problem := trace.problem(pattern):
                 raise ModelError(f"layer {pattern} {problem}")
@@ -185,7 +190,7 @@ def _expand_glob(pattern: str, names: list[str], trace: _Trace) -> list[str]:
     near = get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:5]
     raise ModelError(
         f"layers is {pattern!r}, which matches no module; near are {', '.join(near)}; "
-        "allowed are dotted module names, globs of them and 'auto'"
+        "allowed are dotted module names, globs of them, 'auto' and 'logits'"
     )
 
 
@@ -215,3 +220,36 @@ def _count(block: nn.Module) -> int:
 def _is_activation(module: nn.Module) -> bool:
     home = type(module).__module__
     return (home == nn.ReLU.__module__ and not isinstance(module, nn.MultiheadAttention)) or "activations" in home
+
+
+def logits_layer(module: nn.Module, input_shape: tuple[int, int, int]) -> str:
+    """Name the layer that returns the logits: the last one with a 1 x 1 grid of a unit a class, before any softmax.
+
+    Raises:
+        ModelError: there is none.
+    """
+    trace = _trace(module, input_shape)
+    leaves = [name for name in trace.calls if not any(module.get_submodule(name).children())]
+    for name in reversed(leaves):
+        flattens = isinstance(module.get_submodule(name), nn.Softmax | nn.LogSoftmax | nn.Flatten | nn.Identity)
+        if not flattens and trace.problem(name) is None and trace.grids[name][1:] == (1, 1):
+            return name
+    raise ModelError("layers is 'logits', but no layer of the network returns one value a class; name its layers")
+
+
+def smallest_side(module: nn.Module, layer: str, side: int, most: int) -> int | None:
+    """The least side of a square image, from `side` to `most`, that the network takes as far as a layer.
+
+    Args:
+        module: the network, in eval mode.
+        layer: dotted module name.
+        side: the first to try; where it is returned, it will do.
+        most: the last.
+    """
+    for size in range(side, most + 1):
+        try:
+            closing_relus(module, layer, (3, size, size))
+        except (RuntimeError, ValueError, AssertionError):
+            continue
+        return size
+    return None
