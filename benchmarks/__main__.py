@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.activation_maximization import activation_maximization
 from benchmarks.all_layers import all_layers
 from benchmarks.bench import Bench
 from benchmarks.concepts import concepts
@@ -28,10 +29,21 @@ from pipeline.errors import InputError, SettingsError
 
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     function.__name__: function
-    for function in (forward_share, all_layers, images, concepts, units, workers, null, memory, staged)
+    for function in (
+        forward_share,
+        all_layers,
+        images,
+        concepts,
+        units,
+        workers,
+        null,
+        memory,
+        staged,
+        activation_maximization,
+    )  # fmt: skip
 }
-WITH_BARS = ("forward_share", "all_layers", "concepts", "workers", "null", "memory")
-ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null")
+WITH_BARS = ("forward_share", "all_layers", "concepts", "workers", "null", "memory", "activation_maximization")
+ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null", "activation_maximization")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

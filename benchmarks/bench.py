@@ -23,11 +23,11 @@ from pipeline.compose import RunSettings, compose_settings
 from pipeline.executor import Executor, make_executor
 from pipeline.ingest import ingest
 from pipeline.run import run
-from pipeline.stages import STAGES
+from pipeline.stages import GROUPS
 from pipeline.store import Store
 
-TO_DETECTORS = [name for name in STAGES if name != "exemplars"]
-"""Everything from shards to detectors."""
+TO_DETECTORS = ["pilot", "record", *[name for name in GROUPS["dissect"] if name != "exemplars"]]
+"""Everything from shards to detectors; not what is drawn of the units afterwards."""
 
 WARM_UP_IMAGES = 32
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-Unit = Literal["x", "%", "s", "ms", "images/s", "MB", "kB"]
+Unit = Literal["x", "%", "s", "ms", "images/s", "image-steps/s", "MB", "kB"]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Stage(Settings):
         return result_id(self.name, self.version, self.settings_of(layer), layer, scope, inputs)
 
     def reads(self) -> tuple[str, ...]:
-        """The stages whose results on the same layer are read, with these settings."""
+        """Those of `inputs` whose results on the same layer are read, with these settings."""
         return self.inputs
 
     def check(self, layer: Layer, job: "Job") -> None:

@@ -60,7 +60,7 @@ def job_of(name: str, store: Path | str, *chosen: str) -> tuple[Stage, Job]:
             layer,
             plan.ids[name, layer.name],
             stage.settings_of(layer.name),
-            {read: plan.published[read, layer.name] for read in stage.inputs},
+            {read: plan.published[read, layer.name] for read in stage.reads()},
         )
         for layer in subject.layers.values()
     }

@@ -35,6 +35,7 @@ class ActivationMaximization(Stage):
     """
 
     name: ClassVar[str] = "activation_maximization"
+    inputs: ClassVar[tuple[str, ...]] = ("detectors", "exemplars")  # at the most: see `reads`
 
     preset: Preset = "fourier"
     target: Target = "neuron"  # Erhan et al. 2009: one unit at one place; channel: DeepDream and Lucid

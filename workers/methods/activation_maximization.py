@@ -12,7 +12,7 @@ steps of the same size as one of the last. One image a unit and seed; none has a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -36,6 +36,7 @@ class GradientError(ValueError):
     """A gradient or an activation is NaN or infinite; the message says at which step and for which unit."""
 
 
+@runtime_checkable
 class Network(Protocol):
     """The network as far as a layer: images to its activation, `image unit h w`."""
 
@@ -45,10 +46,10 @@ class Network(Protocol):
 PRESETS: dict[Preset, Recipe] = {
     "plain": Recipe(400, step=0.25, clip=False),
     # Yosinski et al. 2015, Table 1
-    "yosinski1": Recipe(500, step=1.0, blur=0.5, norm_percent=50),
-    "yosinski2": Recipe(750, step=10.0, decay=0.3, norm_percent=20),
+    "yosinski1": Recipe(500, step=1.0, blur=0.5, norm_percent=50.0),
+    "yosinski2": Recipe(750, step=10.0, decay=0.3, norm_percent=20.0),
     "yosinski3": Recipe(1000, step=1.0, decay=1e-4, blur=1.0),
-    "yosinski4": Recipe(1000, step=1.0, blur=0.5, contribution_percent=90),
+    "yosinski4": Recipe(1000, step=1.0, blur=0.5, contribution_percent=90.0),
     # Olah et al. 2017
     "fourier": Recipe(512, "adam", step=0.05, jitter=12, scale_and_rotate=True, clip=False, space="fourier"),
 }
@@ -241,7 +242,7 @@ class _Objective:
         by_pixels, *rest = torch.autograd.grad(objective.sum(), wanted, retain_graph=pull > 0)
         gradient = rest[0] if rest else by_pixels
         if pull:
-            penalty = pull * mean_size(by_pixels) * regularizers.total_variation(pictures, 1)
+            penalty = pull * mean_size(by_pixels) * regularizers.total_variation(pictures, 1.0)
             gradient = gradient - torch.autograd.grad(penalty.sum(), canvas.z)[0]
         return gradient, by_pixels, values.detach()
 

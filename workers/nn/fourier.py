@@ -27,8 +27,8 @@ def _colors(like: Tensor) -> Float[Tensor, "rgb color"]:
 
 
 def _amplitude(height: int, width: int, like: Tensor) -> Float[Tensor, "y half_x"]:
-    y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
-    frequency = (y.double().square() + x.double().square()).sqrt()
+    y, x = (f(size, dtype=torch.float64) for f, size in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width)))
+    frequency = (y[:, None].square() + x.square()).sqrt()
     return ((height * width) ** 0.5 / 4 / frequency.clamp(min=1 / max(height, width))).to(like)
 
 
@@ -72,7 +72,7 @@ class Transformations:
             fill: what lies around a picture, `channel 1 1`.
         """
         height, width = images.shape[-2:]
-        draws = draws.to(images)
+        draws = draws.double()  # in float32 the largest would round to 1
         shift = (draws[:, :2] * (2 * self.jitter + 1)).floor() - self.jitter
         scale = _choose(self.scales, draws[:, 2])
         angle = _choose(self.degrees, draws[:, 3]).deg2rad()
@@ -82,9 +82,9 @@ class Transformations:
             torch.stack([cosine, -sine * height / width, -right], 1),
             torch.stack([sine * width / height, cosine, -down], 1),
         ]
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
         return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
 
 def _choose(values: tuple[float, ...], draws: Float[Tensor, " image"]) -> Float[Tensor, " image"]:
-    return torch.tensor(values).to(draws)[(draws * len(values)).long()]
+    return draws.new_tensor(values)[(draws * len(values)).long()]

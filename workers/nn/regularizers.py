@@ -51,7 +51,7 @@ def clip_small_contributions(
 def _clip(images: Tensor, amount: Float[Tensor, "image y x"], percent: float) -> Tensor:
     """A value is below an interpolated percentile just if it is below the next value that is not under its place."""
     flat = amount.flatten(1)
-    place = math.ceil(percent / 100 * (flat.shape[1] - 1))
+    place = math.ceil(percent * (flat.shape[1] - 1) / 100)
     limit = flat.kthvalue(place + 1, dim=1).values
     return images * (amount >= limit[:, None, None])[:, None]
 

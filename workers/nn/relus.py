@@ -138,7 +138,8 @@ def closing_relus(module: nn.Module, layer: str, input_shape: tuple[int, int, in
 
     state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shadow = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    image = torch.empty(1, *input_shape, device="meta")
+    kind = next((tensor.dtype for tensor in shadow.values() if tensor.is_floating_point()), None)
+    image = torch.empty(1, *input_shape, dtype=kind, device="meta")
     with torch.no_grad(), record(module, [layer], look), suppress(_Seen), _Provenance() as provenance:
         torch.func.functional_call(module, shadow, (image,))
     return found
