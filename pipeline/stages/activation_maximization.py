@@ -45,7 +45,7 @@ class ActivationMaximization(Stage):
     seeds: int = Field(1, ge=1, le=100)  # pictures a unit
     random_seed: int = 0
     start: Literal["noise", "mean", "clusters"] = "noise"  # Nguyen et al. 2016: means of exemplars, of a cluster a seed
-    diversity: float = Field(0, ge=0)  # Olah et al. 2017: how strongly the seeds of a unit repel one another
+    diversity: float = Field(0.0, ge=0)  # Olah et al. 2017: how strongly the seeds of a unit repel one another
     real_images: bool = True  # compare with the unit's exemplars, which takes a dissection
     redirect_steps: int = Field(16, ge=0)  # through ReLUs that block everything, as Lucid does in its first 16 steps
     frames: int = Field(0, ge=0, le=200)  # of an animation of the ascent

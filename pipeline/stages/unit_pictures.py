@@ -62,7 +62,7 @@ class UnitPictures:
         closing = closing_relus(model.module, layer.layer.name, shape) if stage.pre_relu else frozenset()
         self.pre_relu = bool(closing)
         self._function = LayerFunction(model.module, layer.layer.name, closing)
-        self._axes: tuple[Axis, Axis] = viewport(
+        self.axes: tuple[Axis, Axis] = viewport(
             layer.layer.field,
             (size.height, size.width),
             (layer.layer.height, layer.layer.width),
@@ -117,11 +117,11 @@ class UnitPictures:
                 raise GradientError(f"layer {self._layer.layer.name}, {error}") from error
             found = filters(self.network, noise, units, stage.target)
             alike = self._similarity(made.picture)
-        rows = _Rows(self, made, found, alike, self._axes, self._space, best_real)
+        rows = _Rows(self, made, found, alike, self.axes, self._space, best_real)
         return [rows.row(place, pair) for place, pair in enumerate(batch.pairs)]
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        shape = (3, self._axes[0].side, self._axes[1].side)
+        shape = (3, self.axes[0].side, self.axes[1].side)
         drawn = torch.stack([torch.randn(shape, generator=one) for one in generators])
         return (drawn * (NOISE * self._space.pixel)).to(self._job.device)
 
@@ -132,7 +132,7 @@ class UnitPictures:
             real = self.exemplars.get(unit, [])
             if not real:
                 continue
-            pictures = seen_by_center([self._normalized(batch, one) for one in real], real, self._axes)
+            pictures = seen_by_center([self._normalized(batch, one) for one in real], real, self.axes)
             number = self._stage.seeds if self._stage.start == "clusters" else 1
             assigned = cluster(self._codes(pictures), number)
             clusters = int(assigned.max()) + 1

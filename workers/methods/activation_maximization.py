@@ -169,24 +169,24 @@ def maximize(
     for step in range(recipe.steps + 1):
         canvas.clip()
         with torch.no_grad():
-            picture = canvas.picture().detach()
             if step in frames:
-                kept.append(space.draw(picture)[0])
+                kept.append(space.draw(canvas.picture())[0])
             if step == recipe.steps or (recipe.transforms and step % MEASURED_EVERY == 0):
+                picture = canvas.picture()
                 seen.add(step, picture, at_target(network(picture), target))
         if step == recipe.steps:
             break
         gradient, by_pixels, values = climb.gradient(canvas, step)
         if not recipe.transforms:
-            seen.add(step, picture, values)
+            seen.add(step, canvas.picture().detach(), values)
         canvas.move(gradient)
         if step < recipe.steps - 1:
             canvas.regularize(step, by_pixels)
     if redirect == 0 and not climb.moved.all():
         climb.reachable |= _reaches(climb.differentiate(canvas, 0, redirected=True)[1])
     return Maximized(
-        seen.picture, seen.objective, seen.best_step, picture, seen.trace[-1], seen.argmax_step, climb.redirected,
-        climb.moved, climb.reachable | climb.moved, torch.stack(seen.trace, 1),
+        seen.picture, seen.objective, seen.best_step, canvas.picture().detach(), seen.trace[-1], seen.argmax_step,
+        climb.redirected, climb.moved, climb.reachable | climb.moved, torch.stack(seen.trace, 1),
         MEASURED_EVERY if recipe.transforms else 1, kept,
     )  # fmt: skip
 

@@ -153,17 +153,19 @@ class Canvas:
             by_pixels: the objective's gradient before it.
         """
         recipe = self.recipe
-        before = images = self.picture()
+        blurs = recipe.blur > 0 and step % recipe.blur_every == 0
+        if not (recipe.decay or blurs or recipe.norm_percent or recipe.contribution_percent):
+            return
+        images = self.picture()
         if recipe.decay:
             images = regularizers.decay(images, recipe.decay)
-        if recipe.blur and step % recipe.blur_every == 0:
+        if blurs:
             images = regularizers.gaussian_blur(images, recipe.blur)
         if recipe.norm_percent:
             images = regularizers.clip_small_norms(images, recipe.norm_percent)
         if recipe.contribution_percent:
             images = regularizers.clip_small_contributions(images, by_pixels, recipe.contribution_percent)
-        if images is not before:
-            self.z.copy_(self._inverse(images))
+        self.z.copy_(self._inverse(images))
 
     def _inverse(self, images: Tensor) -> Tensor:
         if self.recipe.space == "pixels":

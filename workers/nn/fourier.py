@@ -37,7 +37,7 @@ def to_rgb(spectrum: Float[Tensor, "image 3 y half_x 2"], width: int) -> Float[T
     height = spectrum.shape[2]
     amplitude = _amplitude(height, width, spectrum)
     pixels = torch.fft.irfft2(torch.view_as_complex(spectrum) * amplitude, s=(height, width))
-    return torch.einsum("rc,icyx->iryx", _colors(spectrum), pixels).sigmoid()
+    return (_colors(spectrum) @ pixels.flatten(2)).view_as(pixels).sigmoid()
 
 
 def from_rgb(rgb: Float[Tensor, "image 3 y x"]) -> Float[Tensor, "image 3 y half_x 2"]:

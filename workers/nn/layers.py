@@ -157,12 +157,14 @@ def _trace(module: nn.Module, input_shape: tuple[int, int, int]) -> _Trace:
         for name, submodule in module.named_modules()
         if name
     ]
-    state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state: dict[str, Tensor] = {}
+    for name, submodule in module.named_modules():  # a module that has two names once, or it would not be put back
+        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(submodule.named_buffers(name, recurse=False))
     try:
         with torch.no_grad():
             image = torch.empty(1, *input_shape, device="meta")
             shadow = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-            torch.func.functional_call(module, shadow, (image,))
+            torch.func.functional_call(module, shadow, (image,), tie_weights=False)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"the network does not run on an input of {input_shape} (channels, rows, columns): {error}"

@@ -80,7 +80,8 @@ def viewport(
         whole: whether all cells matter, not only the center one.
     """
     if field is None or whole:
-        return tuple(axis(size[i], grid[i], None, 0, 0, 0, wanted) for i in (0, 1))  # pyright: ignore[reportReturnType]
+        rows, columns = (axis(size[i], grid[i], None, 0.0, 0, 0, wanted) for i in (0, 1))
+        return rows, columns
     rows, columns = (
         axis(size[i], grid[i], stride, offset, span, jitter + ceil(REACH * span) * turns, wanted)
         for i, (stride, offset, span) in enumerate(
