@@ -78,7 +78,7 @@ def run(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Dissect a network, as far as it is not done: model=NAME data=NAME store=URL stages=[dissect] layers=auto."""
+    """Look at a network, as far as it is not done: model=NAME data=NAME store=URL stages=[dissect] layers=auto."""
     from pipeline.compose import compose_settings
     from pipeline.executor import make_executor
     from pipeline.resume import read_run
@@ -420,12 +420,15 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
 
 
 def _print_summary(store_url: str, study_id: str) -> None:
-    """Detectors and unique concepts of every layer of a study."""
-    from pipeline.status import layer_counts
+    """What is known of every layer of a study: detectors and unique concepts, and the pictures of its units."""
+    from pipeline.status import layer_counts, picture_counts
     from pipeline.store import Store
 
-    if rows := layer_counts(Store(store_url), study_id):
+    store = Store(store_url)
+    if rows := layer_counts(store, study_id):
         print_rows(["layer", "units", "detectors", "unique concepts", "dead units"], rows)
+    if rows := picture_counts(store, study_id):
+        print_rows(["layer", "preset", "pictures", "dead", "blocked", "best / best real image"], rows)
 
 
 if __name__ == "__main__":

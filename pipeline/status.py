@@ -12,7 +12,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.record import PASSES_FILE, Record, read_choice
 from pipeline.store import Store
 from pipeline.study import list_studies
-from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
+from schemas import ACTIVATION_MAXIMIZATION, LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
 from workers.worker import Shard
 
 SILENCE = 4 * LONGEST
@@ -81,6 +81,27 @@ def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=depth)
+
+
+def picture_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
+    """What activation maximization made of every layer, by the newest result of each preset."""
+    results = [one for one in list_results(store, study_id) if ACTIVATION_MAXIMIZATION.name in one.tables]
+    newest = {(one.layer, one.settings["preset"]): one for one in sorted(results, key=lambda one: one.finished)}
+    rows = []
+    for (layer, preset), result in sorted(newest.items()):
+        found = read_result_table(store, result, ACTIVATION_MAXIMIZATION, ["outcome", "ratio"]).to_pandas()
+        outcomes = found["outcome"].value_counts()
+        rows.append(
+            {
+                "layer": layer,
+                "preset": preset,
+                "pictures": int(outcomes.get("drawn", 0)),
+                "dead": int(outcomes.get("dead", 0)),
+                "blocked": int(outcomes.get("relu_blocked", 0)),
+                "best / best real image": "" if found["ratio"].isna().all() else f"{found['ratio'].median():.2f}",
+            }
+        )
+    return rows
 
 
 def _run_row(store: Store, word: dict[str, Any], ended: str | None, now: datetime) -> dict[str, Any]:
