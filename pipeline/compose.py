@@ -294,7 +294,7 @@ def _options(group: str) -> list[str]:
 def _explain(kind: type[Settings], problem: Any, prefix: str) -> str:
     """One validation error, for a person."""
     place = [str(part) for part in problem["loc"]]
-    name = prefix + ".".join(place)
+    name = (prefix + ".".join(place)).rstrip(".")
     if problem["type"] == "extra_forbidden":
         known = _fields_at(kind, place[:-1])
         return f"unknown setting {name!r}{nearest(place[-1], known)}; there is {known}"

@@ -16,6 +16,7 @@ from workers.methods.activation_maximization import (
     maximize,
     similarity,
 )
+from workers.models import ModelError
 from workers.nn.canvas import Recipe
 from workers.nn.input_space import InputSpace
 from workers.nn.relus import LayerFunction, closing_relus
@@ -366,3 +367,26 @@ def test_other_channels_than_rgb(channels):
     assert (run(Recipe(10)).objective > at_target(network(start), "neuron").diagonal()).all()
     with pytest.raises(ValueError, match=f"{channels} channels, must go with adam and 3"):
         run(PRESETS["fourier"])
+
+
+class Wrapped(nn.Module):
+    """A network whose output, and one of whose layers, is no tensor."""
+
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.pair = tiny_network(), self.Pair()
+
+    def forward(self, images):
+        return {"maps": self.pair(self.body(images))[0]}
+
+
+def test_only_the_layer_must_return_a_tensor():
+    network = Wrapped().eval()
+    made = climb(function(network, "body"), SHORT)
+    assert made.picture.equal(climb(function(tiny_network()), SHORT).picture)
+    with pytest.raises(ModelError, match="layer pair returns tuple, must return one tensor"):
+        climb(LayerFunction(network, "pair"), SHORT)
