@@ -49,7 +49,7 @@ class ActivationMaximization(Stage):
     real_images: bool = True  # compare with the unit's exemplars, which takes a dissection
     redirect_steps: int = Field(16, ge=0)  # through ReLUs that block everything, as Lucid does in its first 16 steps
     frames: int = Field(0, ge=0, le=200)  # of an animation of the ascent
-    batch: int = Field(32, ge=1)  # images that go through the network at a time
+    batch: int = Field(32, ge=1)  # images that go through the network at a time, at most: see `images`
 
     steps: int | None = Field(None, ge=1)  # these replace the preset's: see `workers.nn.canvas.Recipe`
     rule: Rule | None = None
@@ -70,15 +70,20 @@ class ActivationMaximization(Stage):
     @classmethod
     def _word_or_list(cls, value: Any) -> Any:
         """A word is no list of one, though the command line cannot tell."""
-        words = isinstance(value, list | tuple) and len(value) == 1 and value[0] in ("all", "detectors")
-        return value[0] if words else value
+        words = list(value) if isinstance(value, list | tuple) else [value]
+        if words in (["all"], ["detectors"]):
+            return words[0]
+        try:
+            return tuple(int(word) for word in words)
+        except ValueError as error:
+            raise ValueError(f"{value} must be all, detectors, or a list of numbers of units") from error
 
     @model_validator(mode="after")
     def _agree(self) -> "ActivationMaximization":
         if self.recipe.space == "fourier" and self.recipe.rule != "adam":
             raise ValueError(f"rule={self.recipe.rule} goes with space=pixels; space=fourier takes rule=adam")
-        if self.batch % self.seeds:
-            raise ValueError(f"batch={self.batch} must be a multiple of seeds={self.seeds}: these share a batch")
+        if self.seeds > self.batch:
+            raise ValueError(f"seeds={self.seeds} is more than batch={self.batch}: all seeds of a unit share a batch")
         if self.diversity and self.seeds == 1:
             raise ValueError("diversity needs seeds=2 or more: it is between the pictures of one unit")
         return self
@@ -88,6 +93,11 @@ class ActivationMaximization(Stage):
         """The preset's, with what was set beside it."""
         given = {name: value for name in RECIPE if (value := getattr(self, name)) is not None}
         return replace(PRESETS[self.preset], **given)
+
+    @property
+    def images(self) -> int:
+        """Images of every batch: as many whole units, with all their seeds, as `batch` has room for."""
+        return self.batch - self.batch % self.seeds
 
     def settings_of(self, layer: str) -> dict[str, Any]:
         units = self.units if isinstance(self.units, str) else sorted(set(self.units))
@@ -119,7 +129,7 @@ class ActivationMaximization(Stage):
 
     def shards(self, job: Job) -> list[Shard]:
         return [
-            Shard(f"{place:06d}-{name}", index, rows=len(pairs), first_image=place * self.batch, layers=(name,))
+            Shard(f"{place:06d}-{name}", index, rows=len(pairs), first_image=place * self.images, layers=(name,))
             for index, (name, place, pairs) in enumerate(
                 (name, place, pairs)
                 for name, layer in job.layers.items()
@@ -137,7 +147,7 @@ class ActivationMaximization(Stage):
 
         def read(shard: Shard) -> tuple[str, Batch]:
             (layer,) = shard.layers
-            return layer, made[layer].read(batches[layer][shard.first_image // self.batch])
+            return layer, made[layer].read(batches[layer][shard.first_image // self.images])
 
         def compute(loaded: tuple[str, Batch]) -> pa.Table:
             layer, batch = loaded
@@ -161,7 +171,7 @@ class ActivationMaximization(Stage):
     def _batches(self, job: Job, layer: LayerJob) -> list[list[Pair]]:
         """Units and seeds, a batch after another; all seeds of a unit are in one."""
         pairs = [(unit, seed) for unit in self._chosen(job, layer) for seed in range(self.seeds)]
-        return [pairs[start : start + self.batch] for start in range(0, len(pairs), self.batch)]
+        return [pairs[start : start + self.images] for start in range(0, len(pairs), self.images)]
 
     def _chosen(self, job: Job, layer: LayerJob) -> list[int]:
         if not isinstance(self.units, str):

@@ -100,7 +100,7 @@ class UnitPictures:
             GradientError: a gradient or an activation is NaN or infinite.
         """
         stage, recipe = self._stage, self._recipe
-        full = batch.pairs + [batch.pairs[-1]] * (stage.batch - len(batch.pairs))
+        full = batch.pairs + [batch.pairs[-1]] * (stage.images - len(batch.pairs))
         generators = [generator_of(stage.random_seed, unit, seed) for unit, seed in full]
         units = torch.tensor([unit for unit, _ in full], device=self._job.device)
         with rounding(self._job.study.numerics.precision):
@@ -151,7 +151,7 @@ class UnitPictures:
     @torch.no_grad()
     def _best_real(self, batch: Batch) -> dict[int, float]:
         """The target's largest value on each unit's exemplars, in batches of one shape."""
-        step, found = self._stage.batch, {}
+        step, found = self._stage.images, {}
         units = list(dict.fromkeys(unit for unit, _ in batch.pairs))
         asked = [(unit, real) for unit in units for real in self.exemplars.get(unit, [])]
         for start in range(0, len(asked), step):

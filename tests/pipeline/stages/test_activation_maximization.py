@@ -169,7 +169,7 @@ def test_without_real_images_nothing_is_dissected(tmp_path, chosen):
 
 @pytest.mark.parametrize("start", ["mean", "clusters"])
 def test_starts_from_exemplars(copy, chosen, start):
-    more = ["seeds=2", "batch=4", "units=[0,1,2]", "layers=features.6", f"start={start}", "real_images=false"]
+    more = ["seeds=2", "batch=5", "units=[0,1,2]", "layers=features.6", f"start={start}", "real_images=false"]
     dissect.run_only(copy, *chosen, STAGE, *QUICK, *more)
     rows = table_of(copy, start=start)
     assert [(row["unit"], row["seed"]) for row in rows] == [(unit, seed) for unit in range(3) for seed in range(2)]
@@ -288,10 +288,10 @@ def test_tables_are_the_same_on_any_number_of_workers(tmp_path, store, maximized
     [
         (["units=[0,48]", "layers=features.4"], "units has 48, layer features.4 has units 0 to 47"),
         (["units=[-1]", "layers=features.4"], "units has -1"),
-        (["units=some"], "units"),
+        (["units=some"], "must be all, detectors, or a list of numbers"),
         (["preset=yosinki3"], "must be among .*; did you mean 'yosinski3'"),
         (["preset=fourier", "rule=normalized"], "space=fourier takes rule=adam"),
-        (["seeds=3"], "batch=32 must be a multiple of seeds=3"),
+        (["seeds=33"], "seeds=33 is more than batch=32"),
         (["diversity=1"], "diversity needs seeds=2"),
         (["target=logit", "layers=features.6"], "target is logit, but layer features.6 has maps of .* layers=logits"),
         (
