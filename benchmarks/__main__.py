@@ -30,17 +30,9 @@ from pipeline.errors import InputError, SettingsError
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     function.__name__: function
     for function in (
-        forward_share,
-        all_layers,
-        images,
-        concepts,
-        units,
-        workers,
-        null,
-        memory,
-        staged,
+        *(forward_share, all_layers, images, concepts, units, workers, null, memory, staged),
         activation_maximization,
-    )  # fmt: skip
+    )
 }
 WITH_BARS = ("forward_share", "all_layers", "concepts", "workers", "null", "memory", "activation_maximization")
 ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null", "activation_maximization")

@@ -44,19 +44,24 @@ def activation_maximization(
     One image keeps a CPU busy, so the bar on batches is a GPU's.
     """
     for network in networks:
-        yield from _compare(bench, _Climb(bench, network, number))
+        yield from _compare(bench, Climb(bench, network, number))
     if bench.only_bars and bench.device == "cpu":
         return
-    yield from _batch(bench, _Climb(bench, networks[0], number), STEPS[bench.device])
-    yield from _batch(bench, _Climb(bench, early, number, crop=True), EARLY_STEPS[bench.device])
+    yield from _batch(bench, Climb(bench, networks[0], number), STEPS[bench.device])
+    yield from _batch(bench, Climb(bench, early, number, crop=True), EARLY_STEPS[bench.device])
 
 
-def _compare(bench: Bench, climb: "_Climb") -> Iterator[Figure]:
+def _compare(bench: Bench, climb: "Climb") -> Iterator[Figure]:
     steps = STEPS[bench.device]
     for preset in BARS:
-        climb.presets(preset, 1)  # warm
-    sides = [lambda preset=preset: climb.presets(preset, steps) for preset in BARS]
-    bare, look, *seconds = interleave(bench.rounds, lambda: climb.gradients(steps), climb.look, *sides)
+        climb.climb(preset, 1)  # warm
+    climb.gradients(1)
+    climb.look()
+
+    def side(preset: Preset) -> Callable[[], float]:
+        return lambda: climb.climb(preset, steps)
+
+    bare, look, *seconds = interleave(bench.rounds, lambda: climb.gradients(steps), climb.look, *map(side, BARS))
     images = climb.number * steps
     yield Figure(f"bare gradient, {climb.title}", rates(images, bare), "image-steps/s")
     for (preset, bar), measured in zip(BARS.items(), seconds, strict=True):
@@ -66,10 +71,10 @@ def _compare(bench: Bench, climb: "_Climb") -> Iterator[Figure]:
         yield Figure(f"{preset}, {climb.title}", rates(images, net), "image-steps/s")
 
 
-def _batch(bench: Bench, climb: "_Climb", steps: int) -> Iterator[Figure]:
-    climb.presets(DEFAULT, 1)  # warm
+def _batch(bench: Bench, climb: "Climb", steps: int) -> Iterator[Figure]:
+    climb.climb(DEFAULT, 1)  # warm
     at_once, singly = interleave(
-        bench.rounds, lambda: climb.presets(DEFAULT, steps), lambda: climb.presets(DEFAULT, steps, singly=True)
+        bench.rounds, lambda: climb.climb(DEFAULT, steps), lambda: climb.climb(DEFAULT, steps, singly=True)
     )
     name = f"units/s, a batch of {climb.number} / one by one, {DEFAULT}, {climb.title}"
     yield Figure(name, ratios(singly, at_once), bar=BATCHED if bench.device == "cuda" else None)
@@ -85,7 +90,7 @@ def surplus_looks(recipe: Recipe, steps: int) -> float:
     return looks(replace(recipe, steps=steps)) - looks(recipe) * steps / recipe.steps
 
 
-class _Climb:
+class Climb:
     """The first units of a layer, from noise; every method returns seconds.
 
     Args:
@@ -115,16 +120,16 @@ class _Climb:
         self._start = (noise * (NOISE * self._space.pixel)).to(bench.device)
         self._units = torch.arange(number, device=bench.device)
 
-    def presets(self, preset: Preset, steps: int, singly: bool = False) -> float:
+    def climb(self, preset: Preset, steps: int, singly: bool = False) -> float:
         """Of `maximize`, on all units at once or one after another."""
         recipe, size = replace(PRESETS[preset], steps=steps), 1 if singly else self.number
 
-        def climb() -> None:
+        def maximize_all() -> None:
             for start, units in zip(self._start.split(size), self._units.split(size), strict=True):
                 generators = [torch.Generator().manual_seed(int(unit)) for unit in units]
                 maximize(self._network, start, units, self._space, recipe, generators)
 
-        return self._time(climb)
+        return self._time(maximize_all)
 
     def gradients(self, steps: int) -> float:
         """Of as many forward and backward passes, and nothing else."""

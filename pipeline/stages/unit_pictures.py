@@ -55,7 +55,7 @@ class UnitPictures:
 
     def __init__(self, stage: "ActivationMaximization", job: Job, layer: LayerJob, model: LoadedModel) -> None:
         size = model.preprocessing
-        self._stage, self._job, self._layer, self._model = stage, job, layer, model
+        self.stage, self._job, self._layer, self._model = stage, job, layer, model
         self._space = InputSpace(size.mean, size.std, size.scale, size.channel_order == "bgr")
         self._recipe = stage.recipe
         shape = (3, size.height, size.width)
@@ -84,7 +84,7 @@ class UnitPictures:
         if "exemplars" not in self._layer.inputs:
             return {}
         found = read_exemplars(self._job, self._layer)
-        first_only = self._stage.start == "noise" and self._stage.target != "channel"
+        first_only = self.stage.start == "noise" and self.stage.target != "channel"
         return {unit: images[:1] if first_only else images for unit, images in found.items()}
 
     def read(self, pairs: list[Pair]) -> Batch:
@@ -99,7 +99,7 @@ class UnitPictures:
         Raises:
             GradientError: a gradient or an activation is NaN or infinite.
         """
-        stage, recipe = self._stage, self._recipe
+        stage, recipe = self.stage, self._recipe
         full = batch.pairs + [batch.pairs[-1]] * (stage.images - len(batch.pairs))
         generators = [generator_of(stage.random_seed, unit, seed) for unit, seed in full]
         units = torch.tensor([unit for unit, _ in full], device=self._job.device)
@@ -133,7 +133,7 @@ class UnitPictures:
             if not real:
                 continue
             pictures = seen_by_center([self._normalized(batch, one) for one in real], real, self.axes)
-            number = self._stage.seeds if self._stage.start == "clusters" else 1
+            number = self.stage.seeds if self.stage.start == "clusters" else 1
             assigned = cluster(self._codes(pictures), number)
             clusters = int(assigned.max()) + 1
             mean = pictures[assigned == seed % clusters].mean(0).to(noise.device)
@@ -151,7 +151,9 @@ class UnitPictures:
     @torch.no_grad()
     def _best_real(self, batch: Batch) -> dict[int, float]:
         """The target's largest value on each unit's exemplars, in batches of one shape."""
-        step, found = self._stage.images, {}
+        step, found = self.stage.images, {}
+        if not self.stage.real_images:
+            return found
         units = list(dict.fromkeys(unit for unit, _ in batch.pairs))
         asked = [(unit, real) for unit in units for real in self.exemplars.get(unit, [])]
         for start in range(0, len(asked), step):
@@ -159,7 +161,7 @@ class UnitPictures:
             pixels = [batch.images[real.image_id] for _, real in part]
             images = torch.stack(pixels + pixels[-1:] * (step - len(part))).to(self._job.device)
             activation = self.network(self._model.preprocessing.normalize(images))
-            values = activation.mean((2, 3)) if self._stage.target == "channel" else activation.amax((2, 3))
+            values = activation.mean((2, 3)) if self.stage.target == "channel" else activation.amax((2, 3))
             for place, (unit, _) in enumerate(part):
                 value = values[place, unit].item()
                 found[unit] = max(value, found.get(unit, value))
@@ -168,11 +170,7 @@ class UnitPictures:
     @torch.no_grad()
     def _similarity(self, pictures: Tensor) -> Tensor | None:
         """How alike the pictures of each unit are; None where it has only one."""
-        return similarity(self.network(pictures), self._stage.seeds) if self._stage.seeds > 1 else None
-
-    @property
-    def stage(self) -> "ActivationMaximization":
-        return self._stage
+        return similarity(self.network(pictures), self.stage.seeds) if self.stage.seeds > 1 else None
 
 
 @dataclass(frozen=True)
@@ -243,7 +241,7 @@ class _Rows:
         """A first layer's filter, gray where it is 0, and its cosine with the picture where it lies."""
         if self.filters is None or not self.filters[place].any():
             return None, None
-        rows, columns = (self.filters != 0).any(0).any(0).nonzero().T
+        rows, columns = (self.filters[place] != 0).any(0).nonzero().T
         box = (slice(None), slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
         found, picture = self.filters[place][box], self.made.picture[place][box]
         rgb = found.flip(0) if self.space.bgr else found

@@ -1,13 +1,17 @@
 """Every benchmark on a tiny network and tiny images: its figures are there and make sense, whatever their values."""
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import BENCHMARKS, app
+from benchmarks.__main__ import BENCHMARKS, ON_GPU, WITH_BARS, app
+from benchmarks.activation_maximization import BARS, Climb, activation_maximization, looks, surplus_looks
 from benchmarks.all_layers import all_layers
 from benchmarks.bare import BareForward
 from benchmarks.bench import TO_DETECTORS, Bench
@@ -22,6 +26,8 @@ from benchmarks.null import null
 from benchmarks.staged import staged
 from benchmarks.units import units
 from benchmarks.workers import workers
+from workers.methods.activation_maximization import PRESETS
+from workers.nn.relus import LayerFunction
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def test_a_dissection_goes_to_detectors_and_leaves_the_store_as_it_was(bench):
     done = bench.dissect(ingested, MININET)
     wall = perf_counter() - start
     assert list(done.stages) == TO_DETECTORS
-    assert "exemplars" not in done.stages
+    assert not {"exemplars", "activation_maximization"} & set(done.stages)
     assert done.load_seconds > 0
     assert sum(done.stages.values()) < done.seconds
     assert done.seconds + done.load_seconds < wall
@@ -101,6 +107,51 @@ def test_memory_is_of_a_process_of_its_own(bench):
     assert ratio.values == (many.median / few.median,)
 
 
+def test_activation_maximization(bench):
+    early = replace(MININET, layer="features.1")
+    figures = by_name(list(activation_maximization(bench, (MININET,), early, number=2)))
+    what = "MiniNet features.9, 2 units, 112 px"
+    for preset, bar in BARS.items():
+        assert figures[f"{preset} / bare gradient, {what}"].bar == bar
+        ratio = figures[f"bare gradient, {what}"].median / figures[f"{preset}, {what}"].median
+        assert figures[f"{preset} / bare gradient, {what}"].median == pytest.approx(ratio)
+    batches = [figure for name, figure in figures.items() if name.startswith("units/s")]
+    assert [figure.bar for figure in batches] == [None, None]  # one image keeps a CPU busy
+    assert batches[1].name.endswith("MiniNet features.1, 2 units, 48 px")
+    shown = list(activation_maximization(replace(bench, only_bars=True), (MININET,), early, number=2))
+    assert [figure.name for figure in shown] == list(figures)[:-2]
+
+
+@pytest.mark.parametrize("preset", BARS)
+def test_a_climb_takes_a_pass_a_step_and_the_looks_that_are_taken_off(bench, monkeypatch, preset):
+    passes = []
+    call = LayerFunction.__call__
+
+    def count(self, images, redirected=False):
+        passes.append((len(images), tuple(images.shape[2:]), torch.is_grad_enabled()))
+        return call(self, images, redirected)
+
+    climb = Climb(bench, MININET, 2)
+    monkeypatch.setattr(LayerFunction, "__call__", count)
+    climb.climb(preset, 4)
+    recipe = replace(PRESETS[preset], steps=4)
+    assert Counter(passes) == {(2, (112, 112), True): 4, (2, (112, 112), False): looks(recipe)}
+    passes.clear()
+    climb.gradients(4)
+    assert Counter(passes) == {(2, (112, 112), True): 4}
+    passes.clear()
+    climb.climb(preset, 4, singly=True)
+    assert Counter(passes) == {(1, (112, 112), True): 8, (1, (112, 112), False): 2 * looks(recipe)}
+
+
+def test_few_steps_have_more_looks_than_their_share():
+    plain, fourier = PRESETS["plain"], PRESETS["fourier"]
+    assert (looks(plain), looks(fourier)) == (1, 33)
+    assert surplus_looks(plain, 4) == 1 - 4 / 400
+    assert surplus_looks(fourier, 4) == 2 - 33 * 4 / 512
+    assert surplus_looks(fourier, 512) == 0
+
+
 @pytest.mark.cluster
 def test_workers(bench):
     one, two, ratio = workers(bench, MININET)
@@ -121,3 +172,4 @@ def test_every_benchmark_is_explained():
     text = (ROOT / "BENCHMARKS.md").read_text()
     assert [name for name in BENCHMARKS if f"`{name}`" not in text] == []
     assert all((ROOT / "benchmarks" / f"{name}.py").exists() for name in BENCHMARKS)
+    assert {*WITH_BARS, *ON_GPU} <= set(BENCHMARKS)

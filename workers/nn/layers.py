@@ -159,7 +159,9 @@ def _trace(module: nn.Module, input_shape: tuple[int, int, int]) -> _Trace:
     ]
     state: dict[str, Tensor] = {}
     for name, submodule in module.named_modules():  # a module that has two names once, or it would not be put back
-        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(submodule.named_buffers(name, recurse=False))
+        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(
+            submodule.named_buffers(name, recurse=False)
+        )
     try:
         with torch.no_grad():
             image = torch.empty(1, *input_shape, device="meta")

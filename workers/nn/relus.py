@@ -138,7 +138,9 @@ def closing_relus(module: nn.Module, layer: str, input_shape: tuple[int, int, in
 
     state: dict[str, Tensor] = {}
     for name, submodule in module.named_modules():  # a module that has two names once, or it would not be put back
-        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(submodule.named_buffers(name, recurse=False))
+        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(
+            submodule.named_buffers(name, recurse=False)
+        )
     shadow = {name: tensor.detach().to("meta") for name, tensor in state.items()}
     kind = next((tensor.dtype for tensor in shadow.values() if tensor.is_floating_point()), None)
     image = torch.empty(1, *input_shape, dtype=kind, device="meta")

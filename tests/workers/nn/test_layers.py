@@ -9,7 +9,7 @@ from workers.models import ModelError
 from workers.networks.caffenet import CaffeNet
 from workers.networks.mininet import MiniNet
 from workers.networks.zfnet import ZFNet
-from workers.nn.layers import LayerRow, auto_layers, expand_layers, layer_table
+from workers.nn.layers import LayerRow, auto_layers, expand_layers, layer_table, logits_layer, smallest_side
 from workers.nn.receptive_field import ReceptiveField
 
 INPUT = (3, 224, 224)
@@ -145,3 +145,98 @@ def test_describes_layers():
     ]
     with pytest.raises(ModelError, match="layer nowhere does not run"):
         layer_table(alexnet, ["nowhere"], INPUT)
+
+
+def test_a_module_that_has_two_names_keeps_its_weights():
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval().requires_grad_(False)
+    network.again = network[0]
+    network.forward = lambda x: network[1](network[0](x))
+    before = {name: weight.data_ptr() for name, weight in network.named_parameters()}
+    assert expand_layers(network, ["auto"], (3, 8, 8)) == ["1"]
+    assert {name: weight.data_ptr() for name, weight in network.named_parameters()} == before
+
+
+LAST = {
+    "alexnet": "classifier.6",
+    "squeezenet1_1": "classifier.3",  # the pool: a class is a map before it
+    "resnet18": "fc",
+    "mininet": "classifier.3",
+    "googlenet": "fc",
+    "densenet121": "classifier",
+    "mobilenet_v3_small": "classifier.3",
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_logits_are_the_last_layer(name):
+    network, shape = build(name)
+    assert logits_layer(network, shape) == LAST[name]
+    assert expand_layers(network, ["logits"], shape) == [LAST[name]]
+
+
+def test_logits_of_a_network_from_timm():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = timm.create_model("tf_efficientnet_lite0").eval()
+    assert logits_layer(network, INPUT) == "classifier"
+
+
+@pytest.mark.parametrize("ending", [[nn.Softmax(1)], [nn.LogSoftmax(1)], [nn.Identity(), nn.Flatten(), nn.Softmax(1)]])
+def test_logits_come_before_what_makes_shares_of_them(ending):
+    head = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    network = nn.Sequential(*head, *ending).eval()
+    assert logits_layer(network, (3, 8, 8)) == "3"
+    convolutional = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), *ending).eval()
+    assert logits_layer(convolutional, (3, 8, 8)) == "0"
+
+
+def test_logits_are_asked_for_with_others():
+    alexnet, _ = build("alexnet")
+    assert expand_layers(alexnet, ["logits", "features.0"], INPUT) == ["features.0", "classifier.6"]
+
+
+def test_a_layer_that_is_called_logits_is_itself():
+    network = nn.Sequential()
+    network.add_module("logits", nn.Conv2d(3, 2, 1))
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    assert expand_layers(network.eval(), ["logits"], (3, 8, 8)) == ["logits"]
+
+
+def test_refuses_logits_where_there_are_none():
+    with pytest.raises(ModelError, match="'logits', but no layer of the network returns one value a class"):
+        logits_layer(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()).eval(), (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "least"),
+    [
+        ("alexnet", "features.12", 63),  # the least that torchvision's AlexNet takes
+        ("alexnet", "features.2", 15),
+        ("vgg11_bn", "features.28", 32),
+        ("squeezenet1_1", "features.2", 5),  # 2 cells, of which the pool makes one
+        ("resnet18", "layer4.1", 1),
+        ("mininet", "features.12", 29),
+    ],
+)
+def test_the_least_side_is_the_first_that_the_network_runs_on(name, layer, least):
+    network, _ = build(name)
+    assert smallest_side(network, layer, 1, 224) == least
+    assert smallest_side(network, layer, least, least) == least
+    assert smallest_side(network, layer, least + 3, 224) == least + 3
+    if least > 1:
+        assert smallest_side(network, layer, 1, least - 1) is None
+
+
+def test_the_least_side_is_that_of_the_network_itself():
+    mininet = MiniNet().eval()
+    least = smallest_side(mininet, "features.12", 1, 112)
+    assert mininet.features(torch.zeros(1, 3, least, least)).shape[2:] == (1, 1)
+    with pytest.raises(RuntimeError):
+        mininet.features(torch.zeros(1, 3, least - 1, least - 1))
+
+
+def test_a_classifier_without_a_pool_takes_one_grid_only():
+    """MiniNet's takes 6 x 6 cells of 16 pixels, which 5 more cells than one make of its 29."""
+    mininet, _ = build("mininet")
+    assert smallest_side(mininet, "classifier.1", 1, 112) == 29 + 5 * 16
+    assert smallest_side(mininet, "classifier.1", 126, 160) is None
