@@ -44,7 +44,7 @@ def test_a_picture_is_the_sum_of_its_waves(height, width):
     np.testing.assert_allclose(to_rgb(spectrum, width), expected, rtol=0, atol=1e-13)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9))
 def test_coefficients_are_those_of_the_picture(seed, height, width):
     rgb = DULL + (1 - 2 * DULL) * random(2, 3, height, width, seed=seed)
@@ -65,15 +65,15 @@ def test_no_coefficients_are_gray():
     assert torch.equal(to_rgb(torch.zeros(1, 3, 4, 3, 2), 5), torch.full((1, 3, 4, 5), 0.5))
 
 
-@pytest.mark.parametrize("width", [5, 6])
+@pytest.mark.parametrize("width", [4, 5])
 def test_gradient_through_colors_waves_and_transformations(width):
     transformations = Transformations(1, (0.9, 1.1), (-10.0, 10.0))
-    draws, fill = random(2, 4, seed=3), torch.full((3, 1, 1), 0.5, dtype=torch.float64)
+    draws, fill = random(1, 4, seed=3), torch.full((3, 1, 1), 0.5, dtype=torch.float64)
 
     def picture(spectrum):
         return transformations(to_rgb(spectrum, width), draws, fill)
 
-    assert torch.autograd.gradcheck(picture, random(2, 3, 4, width // 2 + 1, 2).requires_grad_())
+    assert torch.autograd.gradcheck(picture, random(1, 3, 3, width // 2 + 1, 2).requires_grad_())
 
 
 def choose(jitter, shift=(0, 0), scale=0.5, angle=0.5):
