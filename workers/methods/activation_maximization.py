@@ -179,7 +179,7 @@ def maximize(
         gradient, by_pixels, values = climb.gradient(canvas, step)
         if not recipe.transforms:
             seen.add(step, canvas.picture().detach(), values)
-        canvas.move(gradient)
+        canvas.move(gradient, by_pixels)
         if step < recipe.steps - 1:
             canvas.regularize(step, by_pixels)
     if redirect == 0 and not climb.moved.all():

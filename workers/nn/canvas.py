@@ -128,20 +128,26 @@ class Canvas:
         return regularizers.roll(pictures, (draws[:, :2] * (2 * recipe.jitter + 1)).floor().long() - recipe.jitter)
 
     @torch.no_grad()
-    def move(self, gradient: Tensor) -> None:
-        """Step along a gradient by `z`."""
+    def move(self, gradient: Tensor, measure: Tensor | None = None) -> None:
+        """Step along a gradient by `z`.
+
+        Args:
+            gradient: of all that is wanted.
+            measure: the objective's own, which says how long a step is; without it, `gradient`.
+        """
+        measure = gradient if measure is None else measure
         recipe, pixel = self.recipe, self.space.pixel
         if self._adam is not None:
             self.z.grad = -gradient
             self._adam.step()
             return
         if recipe.rule == "normalized":
-            size = mean_size(gradient)
+            size = mean_size(measure)
             rate = torch.where(size > 0, recipe.step * pixel / size, 0)
         elif recipe.rule == "constant":
             rate = torch.full_like(gradient[:, 0, 0, 0], recipe.step * pixel**2)
         else:
-            rate = (recipe.step / gradient.square().sum((1, 2, 3))).clamp(max=recipe.max_step * pixel**2)
+            rate = (recipe.step / measure.square().sum((1, 2, 3))).clamp(max=recipe.max_step * pixel**2)
         self.z += rate[:, None, None, None] * gradient
 
     @torch.no_grad()
