@@ -356,7 +356,8 @@ def test_frames_are_drawn_where_asked():
 def test_other_channels_than_rgb(channels):
     generator = torch.Generator().manual_seed(0)
     network = nn.Conv2d(channels, 2, 3).double().eval().requires_grad_(False)
-    start = torch.randn(2, channels, 9, 9, generator=generator, dtype=torch.float64)
+    network.weight.copy_(torch.randn(network.weight.shape, generator=generator))
+    start = torch.randn(2, channels, 9, 9, generator=generator, dtype=torch.float64) / 10  # in the range of pixels
     space = InputSpace((0.5,) * channels, (0.25,) * channels)
 
     def run(recipe):
