@@ -15,8 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 COLORS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
-NOISE = 0.01
-"""Standard deviation of the coefficients of a random start."""
 DULL = 0.02
 """Nearest to black and white that an image is taken as, whose coefficients are looked for."""
 
