@@ -15,7 +15,7 @@ ACTIVATION_MAXIMIZATION = Table(
             column("seed", pa.int32(), "which of the unit's pictures, from 0"),
             column("target", pa.string(), "what was maximized: neuron (the map's center cell), channel (its mean), logit"),
             column("pre_relu", pa.bool_(), "whether it was measured before the ReLU that the layer ends in"),
-            column("outcome", pa.string(), "drawn; dead: no image moves the unit; relu_blocked: its gradient is 0 at every start that was tried"),
+            column("outcome", pa.string(), "drawn; dead: nothing moves the unit, or no image, real or made, gets it above 0; relu_blocked: ReLUs keep its gradient at 0"),
             column("objective", pa.float32(), "the target's value on `picture`, the best seen; null where nothing was drawn", nullable=True),
             column("best_step", pa.int32(), "the step after which it was reached, 0 for the start", nullable=True),
             column("last_objective", pa.float32(), "its value on `last_picture`", nullable=True),

@@ -23,9 +23,13 @@ from pipeline.store import Store
 from pipeline.study import list_studies
 from pipeline.subject import Subject, prepare
 from pipeline.views import open_tables
+from schemas import ACTIVATION_MAXIMIZATION, TABLES
 from tests import oracle
 
 KEYS = ["study_id", "result_id"]
+
+DISSECTED = [name for name in TABLES if name != ACTIVATION_MAXIMIZATION.name]
+"""The tables that a dissection fills."""
 
 
 def settings(store: Path | str, *overrides: str) -> RunSettings:

@@ -17,9 +17,8 @@ from pipeline.results import list_results
 from pipeline.stages.record import Record
 from pipeline.store import Store
 from pipeline.views import open_tables
-from schemas import TABLES
 from tests.command import Ended, interrupt, raydissect
-from tests.dissect import read_table
+from tests.dissect import DISSECTED, read_table
 from tests.pipeline.conftest import LAYER, Small
 from tests.tiny_broden import tiny_images, write_broden
 from workers.networks.mininet import MiniNet
@@ -234,7 +233,7 @@ def files_of(folder: Path, pattern: str) -> dict[Path, int]:
 
 
 def assert_same_tables(store: Path, small: Small) -> None:
-    names = set(TABLES) - {"runs", "results"}
+    names = set(DISSECTED) - {"runs", "results"}
     assert {name for name in names if len(read_table(store, name))} == names
     for name in names:
         assert read_table(store, name).equals(read_table(small.store, name)), name
@@ -355,7 +354,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(tmp_path, executor):
     assert raydissect(*ingest, f"store={tmp_path / 'other'}").code == 0
     undisturbed = [*words[:-1], f"store={tmp_path / 'other'}", "cluster=inline"]
     assert raydissect(*undisturbed).code == 0
-    for name in set(TABLES) - {"runs", "results"}:
+    for name in set(DISSECTED) - {"runs", "results"}:
         assert read_table(store, name).equals(read_table(tmp_path / "other", name)), name
 
 

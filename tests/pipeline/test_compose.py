@@ -111,7 +111,10 @@ def test_a_model_or_data_set_without_a_file_goes_by_its_name():
         ("cluster=rai", ["cluster is 'rai', must be among ['inline', 'ray']", "'ray'"]),
         ("quantile=0,5", ["stage.thresholds.quantile is '0,5'", "valid number"]),
         ("quantile=2", ["stage.thresholds.quantile is '2'", "less than 1"]),
-        ("union=any", ["stage.detectors.union is 'any'", "'annotated', 'all', 'under_mask' or 'concept'"]),
+        (
+            "union=any",
+            ["stage.detectors.union is 'any'", "must be among ['annotated', 'all', 'under_mask', 'concept']"],
+        ),
         ("cluster.workers=0", ["cluster.workers is '0'", "greater than or equal to 1"]),
         ("cluster.resources={a", ["cluster.resources={a cannot be read"]),
         ("cluster.resources={a:x}", ["cluster.resources.a is 'x'"]),

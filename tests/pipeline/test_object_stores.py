@@ -7,7 +7,6 @@ from pipeline.gc import collect
 from pipeline.query import query
 from pipeline.results import list_results
 from pipeline.store import Store
-from schemas import TABLES as ALL
 from tests import dissect, small
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -39,7 +38,7 @@ def check(url, source, local):
     more = dissect.run_only(url, *chosen, "union=all")
     assert len(more.computed) == 4
     store = Store(url)
-    assert store.read("views.sql").count(b"CREATE OR REPLACE VIEW") == len(ALL) - 1
+    assert store.read("views.sql").count(b"CREATE OR REPLACE VIEW") == len(dissect.DISSECTED) - 1
     assert collect(store, grace_hours=0).files == []
     assert len(collect(store, keep_newest=1).results) == 4
     assert collect(store, staging=True).files

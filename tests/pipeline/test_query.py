@@ -13,7 +13,7 @@ from pipeline.query import query, write_answer
 from pipeline.store import Store
 from schemas import TABLES
 from tests.command import raydissect
-from tests.dissect import read_table
+from tests.dissect import DISSECTED, read_table
 from tests.pipeline.conftest import LAYER, Small
 
 
@@ -22,7 +22,7 @@ def store(small: Small) -> Store:
     return Store(str(small.store))
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", DISSECTED)
 def test_every_table_of_the_contract_can_be_asked(store: Store, name):
     answer = query(store, f"select * from {name}")
     assert answer.column_names == TABLES[name].schema.names

@@ -53,4 +53,4 @@ def test_views_are_read_from_any_folder_whatever_the_store_was_called(done, tmp_
             name for (name,) in connection.sql("select view_name from duckdb_views() where not internal").fetchall()
         }
     assert found == {"features.6": 64, "classifier.2": 128}
-    assert names == set(TABLES) - {"results"}
+    assert names == set(dissect.DISSECTED) - {"results"}
