@@ -16,9 +16,11 @@ help: ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/.ready ## make a small data set, train a small network on it, dissect it, write the report
+demo: .venv/.ready ## make a small data set, train a small network on it, dissect it, picture its detectors, write the report
 	$(BIN)/raydissect ingest data=mini store=$(STORE)
 	$(BIN)/raydissect run model=mininet data=mini store=$(STORE)
+	$(BIN)/raydissect run model=mininet data=mini store=$(STORE) layers=features.11 stages=[activation_maximization] \
+		units=detectors steps=128
 	$(BIN)/raydissect report store=$(STORE) --folder demo/report
 
 test: .venv/.ready ## all tests, cluster and browser included
