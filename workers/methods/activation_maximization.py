@@ -44,7 +44,7 @@ class Network(Protocol):
 
 
 PRESETS: dict[Preset, Recipe] = {
-    "plain": Recipe(400, step=0.25, clip=False),
+    "plain": Recipe(400, step=0.5, clip=False),
     # Yosinski et al. 2015, Table 1
     "yosinski1": Recipe(500, step=1.0, blur=0.5, norm_percent=50.0),
     "yosinski2": Recipe(750, step=10.0, decay=0.3, norm_percent=20.0),
