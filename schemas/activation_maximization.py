@@ -19,7 +19,7 @@ ACTIVATION_MAXIMIZATION = Table(
             column("objective", pa.float32(), "the target's value on `picture`, the best seen; null where nothing was drawn", nullable=True),
             column("best_step", pa.int32(), "the step after which it was reached, 0 for the start", nullable=True),
             column("last_objective", pa.float32(), "its value on `last_picture`", nullable=True),
-            column("best_real", pa.float32(), "the same target's largest value on the unit's exemplars, wherever it is in the map; null without exemplars", nullable=True),
+            column("best_real", pa.float32(), "the same target's largest value on the unit's exemplars, wherever it is in the map; where it has none, as a unit that saturates, the layer's own largest; null if no real images were asked for", nullable=True),
             column("ratio", pa.float32(), "objective / best_real; null unless best_real is positive", nullable=True),
             column("argmax_step", pa.int32(), "the first step at which no other unit of the layer had a larger value at the target's place", nullable=True),
             column("redirected_steps", pa.int32(), "steps taken by the gradient through redirected ReLUs, since the true one was 0"),

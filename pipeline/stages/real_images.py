@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pipeline.results import read_result_table
+from pipeline.errors import StoreError
+from pipeline.results import find_result, read_result_table
 from pipeline.stage import Job, LayerJob
-from schemas import EXEMPLARS
+from schemas import EXEMPLARS, THRESHOLDS
 from workers.batches import decode_image
 from workers.nn.viewport import Axis
 
@@ -35,6 +36,18 @@ def read_exemplars(job: Job, layer: LayerJob) -> dict[int, list[RealImage]]:
     for row in table.sort_by([("unit", "ascending"), ("rank", "ascending")]).to_pylist():
         found[row["unit"]].append(RealImage(row["image_id"], row["y"], row["x"]))
     return dict(found)
+
+
+def read_maxima(job: Job, layer: LayerJob) -> dict[int, float]:
+    """Every unit's largest cell over all images: also of units that saturate, and so have no exemplars."""
+    exemplars = layer.inputs["exemplars"]
+    thresholds = find_result(
+        job.store, job.study.study_id, "thresholds", layer.layer.name, exemplars.inputs["thresholds"]
+    )
+    if thresholds is None:
+        raise StoreError(f"result {exemplars.inputs['thresholds']}, which {exemplars.path} was made from, is gone")
+    table = read_result_table(job.store, thresholds, THRESHOLDS, ["unit", "max"])
+    return dict(zip(table["unit"].to_pylist(), table["max"].to_pylist(), strict=True))
 
 
 def read_images(job: Job, image_ids: Collection[int]) -> dict[int, bytes]:

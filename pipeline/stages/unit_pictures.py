@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.stage import Job, LayerJob
-from pipeline.stages.real_images import RealImage, decode, read_exemplars, read_images, seen_by_center
+from pipeline.stages.real_images import RealImage, decode, read_exemplars, read_images, read_maxima, seen_by_center
 from workers.methods.activation_maximization import (
     GradientError,
     Maximized,
@@ -87,6 +87,13 @@ class UnitPictures:
         first_only = self.stage.start == "noise" and self.stage.target != "channel"
         return {unit: images[:1] if first_only else images for unit, images in found.items()}
 
+    @cached_property
+    def maxima(self) -> dict[int, float]:
+        """Every unit's largest cell, to compare with where it has no exemplar; of no use for a mean."""
+        if not self.stage.real_images or self.stage.target == "channel":
+            return {}
+        return read_maxima(self._job, self._layer)
+
     def read(self, pairs: list[Pair]) -> Batch:
         """Fetch and decode the images that a batch needs."""
         wanted = {image.image_id for unit, _ in pairs for image in self.exemplars.get(unit, [])}
@@ -150,7 +157,7 @@ class UnitPictures:
 
     @torch.no_grad()
     def _best_real(self, batch: Batch) -> dict[int, float]:
-        """The target's largest value on each unit's exemplars, in batches of one shape."""
+        """The target's largest value on each unit's exemplars, in batches of one shape; without any, see `maxima`."""
         step, found = self.stage.images, {}
         if not self.stage.real_images:
             return found
@@ -165,7 +172,7 @@ class UnitPictures:
             for place, (unit, _) in enumerate(part):
                 value = values[place, unit].item()
                 found[unit] = max(value, found.get(unit, value))
-        return found
+        return {unit: self.maxima[unit] for unit in units if unit in self.maxima} | found
 
     @torch.no_grad()
     def _similarity(self, pictures: Tensor) -> Tensor | None:
