@@ -100,7 +100,8 @@ def run(
         f"study {outcome.study_id}: {len(outcome.layers)} layers, {len(outcome.computed)} results computed, "
         f"{len(outcome.found)} found done"
     )
-    _print_summary(composed.store, outcome.study_id)
+    pictured = "activation_maximization" in composed.stages
+    _print_summary(composed.store, outcome.study_id, {*outcome.computed, *outcome.found} if pictured else set())
 
 
 @app.command()
@@ -419,15 +420,15 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return names, [one for one in arguments or [] if "=" in one]
 
 
-def _print_summary(store_url: str, study_id: str) -> None:
-    """What is known of every layer of a study: detectors and unique concepts, and the pictures of its units."""
+def _print_summary(store_url: str, study_id: str, pictured: set[str]) -> None:
+    """Detectors and unique concepts of every layer of a study, and what came of the pictures among some results."""
     from pipeline.status import layer_counts, picture_counts
     from pipeline.store import Store
 
     store = Store(store_url)
     if rows := layer_counts(store, study_id):
         print_rows(["layer", "units", "detectors", "unique concepts", "dead units"], rows)
-    if rows := picture_counts(store, study_id):
+    if pictured and (rows := picture_counts(store, study_id, pictured)):
         print_rows(["layer", "preset", "pictures", "dead", "blocked", "best / best real image"], rows)
 
 

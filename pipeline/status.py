@@ -1,5 +1,6 @@
 """What a store holds and how far running work is: read from the store, so from any machine."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -83,18 +84,21 @@ def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
     return sorted(rows, key=depth)
 
 
-def picture_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
-    """What activation maximization made of every layer, by the newest result of each preset."""
-    results = [one for one in list_results(store, study_id) if ACTIVATION_MAXIMIZATION.name in one.tables]
-    newest = {(one.layer, one.settings["preset"]): one for one in sorted(results, key=lambda one: one.finished)}
+def picture_counts(store: Store, study_id: str, among: Collection[str]) -> list[dict[str, Any]]:
+    """What activation maximization made of layers, of some results only: their tables hold pictures, and are large."""
+    results = [
+        one
+        for one in list_results(store, study_id)
+        if ACTIVATION_MAXIMIZATION.name in one.tables and one.result_id in among
+    ]
     rows = []
-    for (layer, preset), result in sorted(newest.items()):
+    for result in sorted(results, key=lambda one: one.layer):
         found = read_result_table(store, result, ACTIVATION_MAXIMIZATION, ["outcome", "ratio"]).to_pandas()
         outcomes = found["outcome"].value_counts()
         rows.append(
             {
-                "layer": layer,
-                "preset": preset,
+                "layer": result.layer,
+                "preset": result.settings["preset"],
                 "pictures": int(outcomes.get("drawn", 0)),
                 "dead": int(outcomes.get("dead", 0)),
                 "blocked": int(outcomes.get("relu_blocked", 0)),

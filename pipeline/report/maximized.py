@@ -23,7 +23,7 @@ DRAWN = "drawn"
 REASONS = {"dead": "dead", "relu_blocked": "blocked"}
 """Outcomes without a picture, in a word."""
 MEANINGS = {
-    "dead": "no image moves the unit",
+    "dead": "no image, real or made, gets the unit above 0",
     "relu_blocked": "a ReLU stops the gradient at every start that was tried",
 }
 CURE = "maximize the layer again"

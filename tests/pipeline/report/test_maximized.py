@@ -139,7 +139,7 @@ def test_cell_shows_filter_seeds_and_links(maximized_report: Path) -> None:
 def test_units_that_are_not_drawn_say_why(maximized_report: Path) -> None:
     page = read_page(maximized_report, "features.0-maximized-plain")
     text = words_of(page.split('id="not-drawn"')[1])
-    assert "dead: no image moves the unit 1 5" in text
+    assert "dead: no image, real or made, gets the unit above 0 1 5" in text
     assert "blocked: a ReLU stops the gradient at every start that was tried 2 2 3 seed 0" in text
     assert "<img" not in page.split('id="not-drawn"')[1]
 
@@ -189,7 +189,7 @@ def test_card_says_why_a_unit_is_not_drawn(tmp_path: Path) -> None:
     )
     page = read_page(tmp_path, "features.0")
     for unit, words in (
-        (0, "not drawn, dead: no image moves the unit"),
+        (0, "not drawn, dead: no image, real or made, gets the unit above 0"),
         (3, "not drawn, blocked: a ReLU stops the gradient at every start that was tried"),
         (4, f"not drawn, {escape(ATTACK)}"),
         (7, "not maximized"),
