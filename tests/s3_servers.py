@@ -18,6 +18,8 @@ import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
+from tests.cluster import free_ports
+
 
 @dataclass(frozen=True)
 class Server:
@@ -60,11 +62,13 @@ def ceph(folder: Path) -> Iterator[Server]:
     missing = [name for name in ("ceph-mon", "ceph-osd", "radosgw", "curl") if shutil.which(name) is None]
     if missing or not script.exists() or os.geteuid() != 0:
         pytest.skip(f"a Ceph gateway needs {script}, root, and the programs {', '.join(missing) or '(all there)'}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, monitor = free_ports(2)
+    commands = script.read_text().replace("mon=16789", f"mon={monitor}")  # several processes of pytest may have one each
+    assert f"mon={monitor}" in commands
     with open(folder / "start.log", "wb") as log:  # not a pipe: the servers would hold it open
-        started = subprocess.run(["bash", script, folder / "ceph", "memstore", str(port)], stdout=log, stderr=log)
+        started = subprocess.run(
+            ["bash", "-c", commands, "ceph-s3", folder / "ceph", "memstore", str(port)], stdout=log, stderr=log, timeout=120
+        )
     try:
         if started.returncode:
             pytest.fail(f"Ceph did not start: {(folder / 'start.log').read_text()}")

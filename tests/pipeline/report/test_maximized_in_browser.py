@@ -53,6 +53,7 @@ def test_report_without_detectors_opens(open_page: Callable[..., Any], tmp_path:
     write_report(tmp_path, make_maximized_only())
     page = open_page(tmp_path, "index.html", width)
     page.get_by_role("link", name="plain").first.click()
+    page.wait_for_url("**/*-maximized-plain.html*")
     assert page.text_content("h1") == "conv1"
     load_all(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -63,10 +64,10 @@ def test_report_without_detectors_opens(open_page: Callable[..., Any], tmp_path:
 def test_from_a_card_to_the_sheet_and_back(visit: Callable[..., Any]) -> None:
     page = visit("layers/features.1.html")
     page.click("#unit-7 .maximized figcaption a")
-    assert page.url.endswith("features.1-maximized-fourier.html#unit-7")
+    page.wait_for_url("**/features.1-maximized-fourier.html#unit-7")
     assert "car" in page.text_content("#unit-7")
     page.click("#unit-7 h3 a")
-    assert page.url.endswith("features.1.html#unit-7")
+    page.wait_for_url("**/features.1.html#unit-7")
     assert page.is_visible("#unit-7 .maximized")
     assert page.complaints == []
     page.close()
@@ -93,7 +94,7 @@ def test_filters_are_drawn_pixel_by_pixel(visit: Callable[..., Any]) -> None:
 def test_animation_moves_in_the_browser(visit: Callable[..., Any]) -> None:
     page = visit("layers/features.0-maximized-plain.html")
     page.get_by_role("link", name="animation").click()
-    assert page.url.endswith("unit-0-seed-0-animation.webp")
+    page.wait_for_url("**/unit-0-seed-0-animation.webp")
     page.close()
 
 
