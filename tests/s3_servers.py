@@ -63,12 +63,12 @@ def ceph(folder: Path) -> Iterator[Server]:
     if missing or not script.exists() or os.geteuid() != 0:
         pytest.skip(f"a Ceph gateway needs {script}, root, and the programs {', '.join(missing) or '(all there)'}")
     port, monitor = free_ports(2)
-    commands = script.read_text().replace("mon=16789", f"mon={monitor}")  # several processes of pytest may have one each
+    # Several processes of pytest may have one each.
+    commands = script.read_text().replace("mon=16789", f"mon={monitor}")
     assert f"mon={monitor}" in commands
     with open(folder / "start.log", "wb") as log:  # not a pipe: the servers would hold it open
-        started = subprocess.run(
-            ["bash", "-c", commands, "ceph-s3", folder / "ceph", "memstore", str(port)], stdout=log, stderr=log, timeout=120
-        )
+        words = ["bash", "-c", commands, "ceph-s3", folder / "ceph", "memstore", str(port)]
+        started = subprocess.run(words, stdout=log, stderr=log, timeout=120)
     try:
         if started.returncode:
             pytest.fail(f"Ceph did not start: {(folder / 'start.log').read_text()}")
