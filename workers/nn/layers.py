@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from workers.activations import as_grid
 from workers.models import ModelError
+from workers.nn.meta import shadow
 from workers.nn.receptive_field import ReceptiveField, receptive_fields
 from workers.nn.relus import closing_relus
 
@@ -157,16 +158,10 @@ def _trace(module: nn.Module, input_shape: tuple[int, int, int]) -> _Trace:
         for name, submodule in module.named_modules()
         if name
     ]
-    state: dict[str, Tensor] = {}
-    for name, submodule in module.named_modules():  # a module that has two names once, or it would not be put back
-        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(
-            submodule.named_buffers(name, recurse=False)
-        )
     try:
         with torch.no_grad():
             image = torch.empty(1, *input_shape, device="meta")
-            shadow = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-            torch.func.functional_call(module, shadow, (image,), tie_weights=False)
+            torch.func.functional_call(module, shadow(module), (image,), tie_weights=False)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"the network does not run on an input of {input_shape} (channels, rows, columns): {error}"

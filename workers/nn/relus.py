@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from workers.activations import forward, record
+from workers.activations import forward
+from workers.nn.meta import run_on_meta
 
 OnRelu = Callable[[int, Tensor, float, Callable[[], Tensor]], Tensor]
 """Called with the call's number, its input, the value it ends at (infinity, or 6), and what would compute it."""
@@ -35,7 +36,7 @@ class catch_relus(TorchFunctionMode):  # noqa: N801, used as a function
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        end = _end(func, args, kwargs)
+        end = relu_end(func, args, kwargs)
         if end is None:
             return func(*args, **kwargs)
         number, self._calls = self._calls, self._calls + 1
@@ -43,7 +44,7 @@ class catch_relus(TorchFunctionMode):  # noqa: N801, used as a function
         return self._on_relu(number, given, end, lambda: func(*args, **kwargs))
 
 
-def _end(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
+def relu_end(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
     """Where a ReLU ends: nowhere, or at 6; None for what is no ReLU."""
     if func in _RELUS:
         return float("inf")
@@ -85,7 +86,7 @@ class _Provenance(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         parts = _tensors([*args, *kwargs.values()])
-        if _end(func, args, kwargs) is not None:
+        if relu_end(func, args, kwargs) is not None:
             output, made_of = parts[0].clone(), frozenset({self._calls})  # as if it were never in place
             self._calls += 1
         else:
@@ -136,16 +137,8 @@ def closing_relus(module: nn.Module, layer: str, input_shape: tuple[int, int, in
         found = provenance.made_of.get(id(activation), frozenset()) - provenance.read
         raise _Seen
 
-    state: dict[str, Tensor] = {}
-    for name, submodule in module.named_modules():  # a module that has two names once, or it would not be put back
-        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(
-            submodule.named_buffers(name, recurse=False)
-        )
-    shadow = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    kind = next((tensor.dtype for tensor in shadow.values() if tensor.is_floating_point()), None)
-    image = torch.empty(1, *input_shape, dtype=kind, device="meta")
-    with torch.no_grad(), record(module, [layer], look), suppress(_Seen), _Provenance() as provenance:
-        torch.func.functional_call(module, shadow, (image,), tie_weights=False)
+    with suppress(_Seen), _Provenance() as provenance:
+        run_on_meta(module, layer, input_shape, look)
     return found
 
 
