@@ -40,7 +40,7 @@ DIAGNOSIS_LAYERS = Table(
             column("first_stride", pa.int32(), "stride of the network's first convolution, in pixels"),
             column("aliasing", pa.float32(), "median over units; null where no unit has a value", nullable=True),
             column("aliasing_images", pa.float32(), "median over units", nullable=True),
-            column("num_aliased", pa.int32(), "that are aliased", nullable=True),
+            column("num_aliased", pa.int32(), "that are aliased, of those with a value"),
             column("verdict", pa.string(), "in words: what was found, or that nothing was"),
         ]
     ),

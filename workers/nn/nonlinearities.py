@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[Any, str] = {
     F.hardswish: "hardswish", F.mish: "mish", F.softplus: "softplus", F.softsign: "softsign",
     F.leaky_relu: "leaky_relu", F.leaky_relu_: "leaky_relu", F.elu: "elu", F.elu_: "elu",
     F.celu: "celu", F.celu_: "celu", F.selu: "selu", F.selu_: "selu", F.prelu: "prelu", F.rrelu: "rrelu",
-    F.rrelu_: "rrelu", F.logsigmoid: "logsigmoid", F.threshold: "threshold", F.threshold_: "threshold",
+    F.rrelu_: "rrelu", F.logsigmoid: "logsigmoid", F.threshold: "threshold",
     F.hardshrink: "hardshrink", F.softshrink: "softshrink", F.tanhshrink: "tanhshrink", F.glu: "glu",
     F.tanh: "tanh", torch.tanh: "tanh", torch.tanh_: "tanh", Tensor.tanh: "tanh", Tensor.tanh_: "tanh",
     torch.celu: "celu", torch.celu_: "celu", torch.selu: "selu", torch.selu_: "selu", torch.prelu: "prelu",
