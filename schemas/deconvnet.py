@@ -15,6 +15,7 @@ DECONVNET = Table(
             column("rank", pa.int32(), "of the exemplar, 0 for the image with the largest activation"),
             column("keep", pa.string(), "what of the unit's map was projected: cell (its maximum alone), map (all of it)"),
             column("image_id", pa.int64(), "place of the image in the data set, from 0"),
+            column("image", pa.string(), "its path in the source"),
             column("activation", pa.float32(), "the unit's value at the cell, in the pass that was projected back"),
             column("y", pa.int32(), "grid row of the map's maximum"),
             column("x", pa.int32(), "grid column of the map's maximum"),
