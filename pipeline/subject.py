@@ -18,6 +18,7 @@ from pipeline.study import Numerics, Study
 from pipeline.train import EPOCHS, train
 from schemas import Manifest
 from workers.models import ModelSpec, keep, load, load_once, weights_names
+from workers.networks.mininet import VARIANTS
 from workers.nn.layers import expand_layers, layer_table
 from workers.process import cores_here
 from workers.training import Epoch
@@ -140,23 +141,28 @@ def keep_weights(model: ModelSettings, store: Store) -> ModelSpec:
 def trained_weights(
     model: ModelSettings, store: Store, manifest: Manifest, on_progress: OnProgress | None = None
 ) -> str:
-    """Where the demo's network lies that was trained on this data set; it is trained if it does not yet.
+    """Where the demo's network, or a variant, lies that was trained on this data set; it is trained if it does not yet.
 
     Raises:
         SettingsError: another network was asked for.
     """
-    if model.name != "mininet":
-        raise SettingsError(f"model.weights=trained is for mininet, not {model.name}: give a file, DEFAULT or random")
+    if model.name not in VARIANTS:
+        raise SettingsError(
+            f"model.weights=trained is for mininet, not {model.name}: only {', '.join(VARIANTS)} are trained here; "
+            "give a file, DEFAULT or random"
+        )
     epochs = model.epochs or EPOCHS
 
     def report(epoch: Epoch) -> None:
         logger.info(
-            "training mininet: epoch %d of %d, validation accuracy %.3f", epoch.epoch, epochs, epoch.val_accuracy
+            "training %s: epoch %d of %d, validation accuracy %.3f",
+            *(model.name, epoch.epoch, epochs, epoch.val_accuracy),
         )
         if on_progress:
             on_progress("training", epoch.epoch, epochs)
 
-    return train(store, manifest, epochs=epochs, seed=model.seed, threads=TRAINING_THREADS, on_epoch=report).path
+    settings = {"name": model.name, "epochs": epochs, "seed": model.seed, "threads": TRAINING_THREADS}
+    return train(store, manifest, **settings, on_epoch=report).path
 
 
 def resolve_device(cluster: Cluster) -> str:

@@ -1,4 +1,4 @@
-"""Training the demo's network, `mininet`, on the scenes of a data set in the store."""
+"""Training the demo's network, `mininet`, or a variant of it, on the scenes of a data set in the store."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.store import Store, digest
 from schemas.dataset import Manifest
 from workers.batches import decode_image
-from workers.networks.mininet import MEAN, SIZE, STD, MiniNet
+from workers.networks.mininet import MEAN, SIZE, STD, VARIANTS, MiniNet
 from workers.training import Epoch, LabelledImages, train_classifier
 
 EPOCHS = 24
@@ -50,18 +50,20 @@ def train(
     store: Store,
     manifest: Manifest,
     *,
+    name: str = "mininet",
     epochs: int = EPOCHS,
     seed: int = 0,
     threads: int = 1,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> TrainedNet:
-    """Train `mininet` to name an image's scene, unless the store holds the result of the same settings.
+    """Train `mininet`, or a variant, to name an image's scene, unless the store holds the result of the same settings.
 
     All images of splits train and val that have a scene are held in memory, at 112x112.
 
     Args:
         store: where the data set lies and the weights go.
         manifest: the data set.
+        name: which of the `VARIANTS`.
         epochs: passes over the training images.
         seed: of weights, order and augmentation.
         threads: torch threads, set while it trains; they can move the last bit of the weights.
@@ -72,12 +74,14 @@ def train(
         InputError: the data set has fewer than two scenes, or no image of one in split train or in val.
         StoreError: the store cannot be read or written.
     """
-    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0), ("threads", threads, 1)):
+    for setting, value, least in (("epochs", epochs, 1), ("seed", seed, 0), ("threads", threads, 1)):
         if value < least:
-            raise SettingsError(f"{name} is {value}, must be at least {least}")
+            raise SettingsError(f"{setting} is {value}, must be at least {least}")
     settings = {"dataset_id": manifest.dataset_id, "seed": seed, "epochs": epochs, "threads": threads}
     settings |= {"torch": torch.__version__, "version": VERSION}
-    stem = f"weights/mininet-{digest(settings, 12)}"
+    if name != "mininet":  # whose weights keep the name that they had before there were variants
+        settings["network"] = name
+    stem = f"weights/{name}-{digest(settings, 12)}"
     if store.exists(f"{stem}.json"):
         return _from_json(store.read_json(f"{stem}.json"))
 
@@ -97,7 +101,7 @@ def train(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        network = MiniNet(len(classes), torch.Generator().manual_seed(seed))
+        network = MiniNet(len(classes), torch.Generator().manual_seed(seed), **VARIANTS[name])
         history = train_classifier(
             network, images["train"], images["val"], mean=MEAN, std=STD, epochs=epochs, seed=seed, on_epoch=keep
         )

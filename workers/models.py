@@ -1,6 +1,6 @@
 """The networks: an explicit registry, never an import string.
 
-torchvision's classifiers by name, `caffenet`, `zfnet` and `mininet` from `workers.networks`, and
+torchvision's classifiers by name, `caffenet`, `zfnet`, `mininet` and its variants from `workers.networks`, and
 `timm:<name>` where timm is installed. Preprocessing comes with the model. Images are squashed, the whole
 of them, to the size that the model's own transform crops to: a crop would move the image under its labels.
 """
@@ -357,10 +357,14 @@ def _zfnet() -> _Network:
     return _Network(ZFNet, Preprocessing(SIZE, SIZE, MEAN, (1.0, 1.0, 1.0), scale=1.0))
 
 
-def _mininet() -> _Network:
-    from workers.networks.mininet import MEAN, SIZE, STD, MiniNet
+def _mininet(variant: str) -> _Network:
+    from workers.networks.mininet import MEAN, SIZE, STD, VARIANTS, MiniNet
 
-    return _Network(MiniNet, Preprocessing(SIZE, SIZE, MEAN, STD))
+    return _Network(partial(MiniNet, **VARIANTS[variant]), Preprocessing(SIZE, SIZE, MEAN, STD))
 
 
-_OWN: dict[str, Callable[[], _Network]] = {"caffenet": _caffenet, "zfnet": _zfnet, "mininet": _mininet}
+_OWN: dict[str, Callable[[], _Network]] = {
+    "caffenet": _caffenet,
+    "zfnet": _zfnet,
+    **{name: partial(_mininet, name) for name in ("mininet", "minialexnet", "minizfnet")},
+}

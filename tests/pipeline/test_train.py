@@ -8,9 +8,10 @@ import torch
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.ingest import DataSettings, ingest
-from pipeline.store import Store
+from pipeline.store import Store, digest
 from pipeline.train import train
-from workers.networks.mininet import MiniNet
+from workers.models import ModelSpec, load
+from workers.networks.mininet import VARIANTS, MiniNet
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,21 @@ def test_what_was_trained_is_found_again(dataset, monkeypatch):
     assert other.path != first.path
     monkeypatch.setattr("pipeline.train.train_classifier", None)
     assert train(store, manifest, epochs=1, seed=0, threads=1) == first
+
+
+def test_variants_are_trained_apart_and_mininet_keeps_its_name(dataset):
+    store, manifest = dataset
+    settings = {"dataset_id": manifest.dataset_id, "seed": 0, "epochs": 1, "threads": 1}
+    settings |= {"torch": torch.__version__, "version": 1}
+    assert train(store, manifest, epochs=1, threads=1).path == f"weights/mininet-{digest(settings, 12)}.safetensors"
+    for name in ("minialexnet", "minizfnet"):
+        trained = train(store, manifest, name=name, epochs=1, threads=1)
+        assert trained.path.startswith(f"weights/{name}-")
+        assert len(trained.checkpoints) == 1
+        loaded = load(ModelSpec(name, trained.path), store.read)
+        assert loaded.num_classes == 8
+        assert loaded.module.features[0].stride == (VARIANTS[name]["stride"],) * 2
+        assert train(store, manifest, name=name, epochs=1, threads=1) == trained
 
 
 def test_a_data_set_without_scenes_is_refused(dataset):

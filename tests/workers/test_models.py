@@ -90,7 +90,7 @@ def test_random_weights_leave_the_global_generator_alone():
 
 def test_every_other_network_has_published_weights():
     without = [name for name in available() if "DEFAULT" not in weights_names(name)]
-    assert without == ["caffenet", "mininet", "zfnet"]
+    assert without == ["caffenet", "minialexnet", "mininet", "minizfnet", "zfnet"]
 
 
 def test_takes_the_number_of_classes_from_the_file():

@@ -2,6 +2,9 @@
 
 Five convolutions with ReLU, three overlapping max pools, as in Krizhevsky et al. 2012, section 3.5; narrower, and
 with one hidden layer in the classifier. No dropout: its noise would be drawn from the global generator.
+
+Two variants differ in the first two convolutions as AlexNet and ZFNet do (Zeiler & Fergus 2014, section 4.1), and
+in nothing else: from the third on, both have the same grids. That is what `diagnosis` compares.
 """
 
 import torch
@@ -12,6 +15,13 @@ SIZE = 112  # images are squashed to SIZE x SIZE, bilinear
 MEAN = (0.5, 0.5, 0.5)  # of RGB in [0, 1]
 STD = (0.25, 0.25, 0.25)
 
+VARIANTS: dict[str, dict[str, int]] = {
+    "mininet": {},
+    "minialexnet": {"kernel": 11, "stride": 4},
+    "minizfnet": {"kernel": 7, "stride": 2, "second_stride": 2},
+}
+"""Arguments of `MiniNet` by the name of the network."""
+
 
 class MiniNet(nn.Module):
     """Logits of `num_classes` classes for 112x112 RGB images.
@@ -19,17 +29,28 @@ class MiniNet(nn.Module):
     Args:
         num_classes: length of the output.
         generator: draws the initial weights; without one, the global generator does.
+        kernel: side of the first convolution's kernel, odd.
+        stride: of the first convolution.
+        second_stride: of the second, which is 5 x 5.
     """
 
-    def __init__(self, num_classes: int = 8, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int = 8,
+        generator: torch.Generator | None = None,
+        kernel: int = 7,
+        stride: int = 2,
+        second_stride: int = 1,
+    ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, must be at least 1")
+        side = _pooled(_pooled(-(-_pooled(-(-SIZE // stride)) // second_stride)))
         self.features = nn.Sequential(
-            nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3),
+            nn.Conv2d(3, 32, kernel, stride, padding=kernel // 2),
             nn.ReLU(),
             nn.MaxPool2d(kernel_size=3, stride=2),
-            nn.Conv2d(32, 48, kernel_size=5, padding=2),
+            nn.Conv2d(32, 48, kernel_size=5, stride=second_stride, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(kernel_size=3, stride=2),
             nn.Conv2d(48, 64, kernel_size=3, padding=1),
@@ -42,7 +63,7 @@ class MiniNet(nn.Module):
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(96 * 6 * 6, 128),
+            nn.Linear(96 * side * side, 128),
             nn.ReLU(),
             nn.Linear(128, num_classes),
         )
@@ -59,3 +80,7 @@ class MiniNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         next(self.classifier[-1].parameters()).mul_(0.1)  # so that training starts from nearly equal logits
+
+
+def _pooled(side: int) -> int:
+    return (side - 3) // 2 + 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers.networks.mininet import SIZE, MiniNet
+from workers.networks.mininet import SIZE, VARIANTS, MiniNet
 
 
 @pytest.mark.parametrize("num_classes", [1, 8])
@@ -12,13 +12,36 @@ def test_logits_have_one_column_a_class(num_classes):
     assert MiniNet(num_classes)(torch.zeros(2, 3, SIZE, SIZE)).shape == (2, num_classes)
 
 
-def test_maps_shrink_from_56_to_6():
-    x, sides = torch.zeros(1, 3, SIZE, SIZE), []
-    for module in MiniNet().features:
+@pytest.mark.parametrize(
+    ("name", "grids"),
+    [
+        ("mininet", [56, 27, 27, 13, 13, 13, 13, 6]),
+        ("minialexnet", [28, 13, 13, 6, 6, 6, 6, 2]),
+        ("minizfnet", [56, 27, 14, 6, 6, 6, 6, 2]),
+    ],
+)
+def test_maps_shrink(name, grids):
+    network, sides = MiniNet(**VARIANTS[name]), []
+    x = torch.zeros(1, 3, SIZE, SIZE)
+    for module in network.features:
         x = module(x)
         if isinstance(module, (nn.ReLU, nn.MaxPool2d)):
             sides.append(x.shape[-1])
-    assert sides == [56, 27, 27, 13, 13, 13, 13, 6]
+    assert sides == grids
+    assert network.classifier(x).shape == (1, 8)
+
+
+def test_variants_differ_in_the_first_two_convolutions_alone():
+    convolutions = {
+        name: [(m.kernel_size, m.stride) for m in MiniNet(**sizes).modules() if isinstance(m, nn.Conv2d)]
+        for name, sizes in VARIANTS.items()
+    }
+    assert [found[:2] for found in convolutions.values()] == [
+        [((7, 7), (2, 2)), ((5, 5), (1, 1))],
+        [((11, 11), (4, 4)), ((5, 5), (1, 1))],
+        [((7, 7), (2, 2)), ((5, 5), (2, 2))],
+    ]
+    assert len({tuple(found[2:]) for found in convolutions.values()}) == 1
 
 
 def test_no_module_works_in_place():
