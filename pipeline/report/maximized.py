@@ -1,8 +1,7 @@
 """Activation maximization on pages: the rows of one layer and preset, their pictures as files."""
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.report.contact_sheet import ContactSheet
 from pipeline.report.data import MaximizationData
 from pipeline.report.download import plain_columns, write_csv
 from pipeline.report.pictures import write_picture
+from pipeline.report.rows import finite, iterate_rows, results_of, spread
 from pipeline.report.sparkline import Sparkline, draw
 from workers.batches import ImageError
 
@@ -107,7 +107,7 @@ class Sheet:
     @property
     def ratios(self) -> list[float]:
         """Objective over the best real image's value, of every picture that has it."""
-        return _finite(row.ratio for rows in self.drawn.values() for row in rows)
+        return finite(row.ratio for rows in self.drawn.values() for row in rows)
 
     @property
     def median_ratio(self) -> float | None:
@@ -121,15 +121,13 @@ class Sheet:
     @property
     def median_cosine(self) -> float | None:
         """Of the first layer's filters with their pictures."""
-        found = _finite(row.filter_cosine for rows in self.drawn.values() for row in rows)
+        found = finite(row.filter_cosine for rows in self.drawn.values() for row in rows)
         return median(found) if found else None
 
     @property
     def previews(self) -> list[Maximized]:
         """The first pictures of units spread evenly over the layer."""
-        firsts = [rows[0] for rows in self.drawn.values()]
-        count = min(NUM_PREVIEWS, len(firsts))
-        return [firsts[i * len(firsts) // count] for i in range(count)]
+        return spread([rows[0] for rows in self.drawn.values()], NUM_PREVIEWS)
 
     @property
     def columns(self) -> int:
@@ -160,7 +158,7 @@ def write_sheet(folder: Path, data: MaximizationData, page: str) -> Sheet:
     title = f"{data.layer}: {len(seeds)} units, {data.variant}"
     contact = ContactSheet(title, list(seeds), max(map(len, seeds.values()), default=1))
     units: dict[int, list[Maximized]] = {unit: [] for unit in seeds}
-    for row in _rows(table):
+    for row in iterate_rows(table):
         where = f"unit {row['unit']}, seed {row['seed']} in layer {row['layer']}, variant {row['variant']}"
         files = _write_files(pictures, row, where)
         place = seeds[row["unit"]].index(row["seed"])
@@ -170,8 +168,7 @@ def write_sheet(folder: Path, data: MaximizationData, page: str) -> Sheet:
     contact.save(folder / "layers" / f"{page}.jpg")
     write_csv(folder / "layers" / f"{page}.csv", plain_columns(table))
     by_seed = {unit: sorted(rows, key=lambda row: row.seed) for unit, rows in units.items()}
-    results = sorted(set(table["result_id"].to_pylist()))
-    return Sheet(data.layer, data.variant, page, data.settings, results, by_seed)
+    return Sheet(data.layer, data.variant, page, data.settings, results_of(table), by_seed)
 
 
 def _seeds(table: pa.Table) -> dict[int, list[int]]:
@@ -180,12 +177,6 @@ def _seeds(table: pa.Table) -> dict[int, list[int]]:
     for unit, seed in sorted(zip(table["unit"].to_pylist(), table["seed"].to_pylist(), strict=True)):
         found.setdefault(unit, []).append(seed)
     return found
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows, each made a Python object only when it is its turn."""
-    for i in range(table.num_rows):
-        yield table.slice(i, 1).to_pylist()[0]
 
 
 def _write_files(folder: Path, row: dict[str, Any], where: str) -> dict[str, str]:
@@ -248,7 +239,3 @@ def _in_order(rows: Sequence[Maximized]) -> list[str]:
     """The known outcomes of some rows, then the others in the order of the alphabet."""
     found = {row.outcome for row in rows}
     return [name for name in REASONS if name in found] + sorted(found - set(REASONS))
-
-
-def _finite(values: Iterator[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]

@@ -6,21 +6,20 @@ zip file alike. Labels reach the pages through Jinja's autoescape only, and neve
 a class or a style; the Content-Security-Policy refuses inline scripts and styles and any other origin.
 """
 
-import hashlib
 import json
 import math
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from pipeline.report.data import LayerData, ReportData
 from pipeline.report.download import write_csv
-from pipeline.report.maximized import Sheet, explain, filter_of, title_of, trace_of, write_sheet
+from pipeline.report.environment import describe, make_environment
+from pipeline.report.maximized import Sheet, write_sheet
+from pipeline.report.names import page_names
 from pipeline.report.pictures import Exemplar, write_pictures
-from pipeline.report.sparkline import HEIGHT, WIDTH
 from pipeline.report.summary import BAR_WIDTH, LayerSummary, stack, summarize
 from pipeline.report.units import (
     ConceptCount,
@@ -32,31 +31,8 @@ from pipeline.report.units import (
     read_units,
 )
 
-MISSING = "–"
 WHISKER_WIDTH = 160
 PANELS = (("Detectors", "num_detectors"), ("Unique concepts", "num_unique_concepts"))
-MEANINGS = {
-    "union": {
-        "annotated": "mask pixels over images annotated for the concept's category",
-        "all": "mask pixels over all images",
-        "under_mask": "mask pixels over images where a label of the category lies under the mask",
-        "concept": "mask pixels over images that hold the concept",
-    },
-    "mask_order": {
-        "upsample_first": "the map is upsampled, then compared with the threshold",
-        "threshold_first": "the map is compared with the threshold, then upsampled and compared with 0.5",
-    },
-    "upsampling": {
-        "resize": "bilinear, half-pixel centers",
-        "receptive_field": "bilinear, aligned by the receptive field's center and stride",
-    },
-    "target": {
-        "neuron": "the map's center cell",
-        "channel": "the map's mean",
-        "logit": "the class's score before the softmax",
-    },
-}
-
 _HERE = Path(__file__).parent
 _STATIC = ("report.css", "report.js")
 
@@ -76,7 +52,7 @@ def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Pat
         InputError: a picture is in a format that its column does not have, or is broken.
     """
     categories = {name for layer in data.layers for name in _categories(layer)}
-    environment = _environment(color_classes(categories))
+    environment = make_environment(color_classes(categories))
     for name in ("layers", "static"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in _STATIC:
@@ -106,27 +82,6 @@ def write_report(folder: Path, data: ReportData, all_units: bool = False) -> Pat
     context["sheets"] = [(sheet, _page_of(sheet.layer, layers, pages)) for sheet in sheets]
     context["num_layers"] = len({*layers, *(sheet.layer for sheet in sheets)})
     return _write(folder / "index.html", environment, "index.html.j2", context)
-
-
-def page_names(layers: Sequence[str], others: Collection[str] = (), longest: int = 80) -> list[str]:
-    """File names for layers: the name itself where any file system can hold it, else told apart by a hash.
-
-    Args:
-        layers: their names.
-        others: file names that are taken.
-        longest: characters that are kept of a name.
-    """
-    names: list[str] = []
-    taken = {name.casefold() for name in others}
-    for layer in layers:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", layer).strip(".")[:longest]
-        if name != layer or not name or name.casefold() in taken:
-            name = f"{name}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
-        if name.casefold() in taken:
-            name = f"{name}-{len(names)}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def _write_sheets(folder: Path, data: ReportData, pages: dict[str, str]) -> list[Sheet]:
@@ -168,7 +123,7 @@ def _layer_context(layer: LayerData, units: Sequence[Unit], exemplars: dict[int,
     return {
         "root": "../",
         "layer": layer.layer,
-        "settings": _describe(layer.settings),
+        "settings": describe(layer.settings),
         "min_iou": min_iou,
         "results": sorted(set(layer.detectors["result_id"].to_pylist())),
         "units": units,
@@ -189,7 +144,7 @@ def _sheet_context(sheet: Sheet, sheets: Sequence[Sheet], units: Sequence[Unit])
         "root": "../",
         "sheet": sheet,
         "variants": [other for other in sheets if other.layer == sheet.layer],
-        "settings": _describe(sheet.settings),
+        "settings": describe(sheet.settings),
         "units": {unit.unit: unit for unit in units},
         "num_units": len(units),
         **_neighbors([other.layer for other in alike], [other.page for other in alike], alike.index(sheet)),
@@ -208,7 +163,7 @@ def _index_context(data: ReportData, summaries: Sequence[LayerSummary], categori
         "root": "",
         "study": data.study,
         "numerics": _to_dict(data.study.get("numerics")),
-        "settings": _describe(settings[0]) if shared else [],
+        "settings": describe(settings[0]) if shared else [],
         "summaries": summaries,
         "categories": categories,
         "panels": panels,
@@ -222,14 +177,6 @@ def _group(concepts: Sequence[ConceptCount]) -> list[tuple[str, list[ConceptCoun
     return [(name, [concept for concept in concepts if concept.category == name]) for name in names]
 
 
-def _describe(settings: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    """Settings as name, value, what the value means."""
-    return [
-        (name, MISSING if value is None else value, MEANINGS.get(name, {}).get(str(value), ""))
-        for name, value in settings.items()
-    ]
-
-
 def _to_dict(numerics: Any) -> dict[str, Any]:
     """The study's numerics, which its table stores as JSON."""
     return json.loads(numerics) if isinstance(numerics, str) else dict(numerics or {})
@@ -237,38 +184,6 @@ def _to_dict(numerics: Any) -> dict[str, Any]:
 
 def _round_up(value: float, step: float = 0.05) -> float:
     return max(math.ceil(value / step), 1) * step
-
-
-def _environment(classes: dict[str, str]) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    formats = {"count": "{:,}", "iou": "{:.3f}", "real": "{:#.4g}"}
-    for name, form in formats.items():
-        environment.filters[name] = _formatter(form)
-    environment.filters["probability"] = _format_probability
-    environment.filters["color"] = classes.__getitem__
-    environment.filters["ratio"] = _format_ratio
-    environment.filters["percent"] = lambda share: MISSING if share is None else f"{share:.0%}"
-    environment.globals |= {"explain": explain, "filter_of": filter_of, "title_of": title_of, "trace_of": trace_of}
-    environment.globals["sparkline"] = (WIDTH, HEIGHT)
-    return environment
-
-
-def _formatter(form: str) -> Callable[[float | None], str]:
-    return lambda value: MISSING if value is None else form.format(value).rstrip(".")
-
-
-def _format_probability(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
-
-
-def _format_ratio(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.0f}×" if abs(value) >= 10 else f"{value:.2f}×"
 
 
 def _write(path: Path, environment: Environment, template: str, context: dict[str, Any]) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.report import LayerData, ReportData, write_report
 from pipeline.report.download import safe_cell, write_csv
-from pipeline.report.pages import page_names
+from pipeline.report.names import page_names
 from pipeline.report.pictures import write_pictures
 from pipeline.report.summary import BAR_WIDTH, stack, summarize
 from pipeline.report.units import Unit, color_classes, order_categories, read_units
