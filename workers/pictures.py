@@ -1,6 +1,7 @@
-"""Pictures for people: an image with a unit's mask outlined."""
+"""Pictures for people: an image with a unit's mask outlined, and how pictures are stored."""
 
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -10,6 +11,8 @@ from workers.batches import decode_image, open_image
 
 OUTLINE = (255, 225, 25)
 """Yellow, RGB: seen on most photographs, in either half of a color-blind reader's palette."""
+SMALL = 64
+"""Sides up to which pictures are kept without loss: JPEG's blocks would show."""
 DIMMED = 0.4
 """Brightness left outside the mask."""
 
@@ -42,3 +45,13 @@ def to_jpeg(picture: UInt8[np.ndarray, "y x rgb"], quality: int = 88) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def encode(picture: UInt8[np.ndarray, "y x rgb"]) -> dict[str, Any]:
+    """A picture as `struct<bytes, path>`: JPEG, or PNG where it is small."""
+    picture = np.ascontiguousarray(picture)
+    if max(picture.shape[:2]) > SMALL:
+        return {"bytes": to_jpeg(picture, quality=92), "path": None}
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}

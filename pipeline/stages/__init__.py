@@ -2,6 +2,7 @@
 
 from pipeline.stage import Stage
 from pipeline.stages.activation_maximization import ActivationMaximization
+from pipeline.stages.deconvnet import Deconvnet
 from pipeline.stages.detectors import Detectors
 from pipeline.stages.exemplars import Exemplars
 from pipeline.stages.layer_summary import LayerSummary
@@ -12,7 +13,17 @@ from pipeline.stages.thresholds import Thresholds
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
-    for stage in (Pilot, Record, Thresholds, Tally, Detectors, LayerSummary, Exemplars, ActivationMaximization)
+    for stage in (
+        Pilot,
+        Record,
+        Thresholds,
+        Tally,
+        Detectors,
+        LayerSummary,
+        Exemplars,
+        ActivationMaximization,
+        Deconvnet,
+    )
 }
 
 GROUPS = {"dissect": ("thresholds", "tally", "detectors", "layer_summary", "exemplars")}

@@ -4,15 +4,16 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import SettingsError
-from pipeline.results import read_result_table, staging_path
+from pipeline.results import staging_path
 from pipeline.sealed import read_sealed
-from pipeline.stage import Job, Layer, LayerJob, Reduced, Stage, stage_table
+from pipeline.stage import Job, Layer, LayerJob, Reduced, stage_table
+from pipeline.stages.chosen_units import UnitStage
 from pipeline.stages.unit_pictures import Batch, Pair, UnitPictures
 from pipeline.threads import read_ahead
-from schemas import ACTIVATION_MAXIMIZATION, DETECTORS, Table
+from schemas import ACTIVATION_MAXIMIZATION, Table
 from workers.methods.activation_maximization import PRESETS, Preset, Target
 from workers.nn.canvas import Recipe, Rule, Space
 from workers.nn.layers import smallest_side
@@ -28,7 +29,7 @@ PARTIAL = Table(
 RECIPE = tuple(Recipe.__dataclass_fields__)
 
 
-class ActivationMaximization(Stage):
+class ActivationMaximization(UnitStage):
     """Climb from noise, or from the mean of a unit's exemplars, by the gradient of the unit's value.
 
     A preset is a whole recipe; what is set beside it replaces its own value.
@@ -39,7 +40,6 @@ class ActivationMaximization(Stage):
 
     preset: Preset = "fourier"
     target: Target = "neuron"  # Erhan et al. 2009: one unit at one place; channel: DeepDream and Lucid
-    units: Literal["all", "detectors"] | tuple[int, ...] = "all"
     pre_relu: bool = True  # where the layer ends in ReLUs, climb what goes into them
     size: int | None = Field(None, ge=1)  # side of the image; None: what the unit sees, at most the network's own
     seeds: int = Field(1, ge=1, le=100)  # pictures a unit
@@ -66,18 +66,6 @@ class ActivationMaximization(Stage):
     clip: bool | None = None
     space: Space | None = None
 
-    @field_validator("units", mode="before")
-    @classmethod
-    def _word_or_list(cls, value: Any) -> Any:
-        """A word is no list of one, though the command line cannot tell."""
-        words = list(value) if isinstance(value, list | tuple) else [value]
-        if words in (["all"], ["detectors"]):
-            return words[0]
-        try:
-            return tuple(int(word) for word in words)
-        except ValueError as error:
-            raise ValueError(f"{value} must be all, detectors, or a list of numbers of units") from error
-
     @model_validator(mode="after")
     def _agree(self) -> "ActivationMaximization":
         if self.recipe.space == "fourier" and self.recipe.rule != "adam":
@@ -100,17 +88,15 @@ class ActivationMaximization(Stage):
         return self.batch - self.batch % self.seeds
 
     def settings_of(self, layer: str) -> dict[str, Any]:
-        units = self.units if isinstance(self.units, str) else sorted(set(self.units))
         own = self.model_dump(mode="json", exclude={"units", *RECIPE})
-        return {**own, "units": units, **self.recipe.__dict__}
+        return {**own, "units": self.units_setting, **self.recipe.__dict__}
 
     def reads(self) -> tuple[str, ...]:
         real = ("exemplars",) if self.real_images or self.start != "noise" else ()
         return (*real, *(("detectors",) if self.units == "detectors" else ()))
 
     def check(self, layer: Layer, job: Job) -> None:
-        if not isinstance(self.units, str) and (bad := [u for u in self.units if not 0 <= u < layer.num_units]):
-            raise SettingsError(f"units has {bad[0]}, layer {layer.name} has units 0 to {layer.num_units - 1}")
+        super().check(layer, job)
         if self.target == "logit" and layer.cells > 1:
             raise SettingsError(
                 f"target is logit, but layer {layer.name} has maps of {layer.height} x {layer.width} cells; "
@@ -170,14 +156,5 @@ class ActivationMaximization(Stage):
 
     def _batches(self, job: Job, layer: LayerJob) -> list[list[Pair]]:
         """Units and seeds, a batch after another; all seeds of a unit are in one."""
-        pairs = [(unit, seed) for unit in self._chosen(job, layer) for seed in range(self.seeds)]
+        pairs = [(unit, seed) for unit in self.chosen(job, layer) for seed in range(self.seeds)]
         return [pairs[start : start + self.images] for start in range(0, len(pairs), self.images)]
-
-    def _chosen(self, job: Job, layer: LayerJob) -> list[int]:
-        if not isinstance(self.units, str):
-            return sorted(set(self.units))
-        if self.units == "all" or "detectors" not in layer.inputs:  # before these are there, at most so many
-            return list(range(layer.layer.num_units))
-        columns = ["unit", "is_detector", "is_best_overall"]
-        rows = read_result_table(job.store, layer.inputs["detectors"], DETECTORS, columns).to_pylist()
-        return sorted(row["unit"] for row in rows if row["is_detector"] and row["is_best_overall"])

@@ -26,7 +26,7 @@ from workers.nn.clusters import cluster
 from workers.nn.input_space import InputSpace
 from workers.nn.relus import LayerFunction, closing_relus
 from workers.nn.viewport import Axis, viewport
-from workers.pictures import to_jpeg
+from workers.pictures import encode
 from workers.precision import DTYPES, MEMORY_FORMATS, rounding
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 NOISE = 10.0
 """Standard deviation of a random start, in pixel values of 255, as the DeepVis toolbox has it."""
-SMALL = 64
-"""Sides up to which pictures are kept without loss: JPEG's blocks would show."""
 FRAME_SECONDS = 0.12
 
 Pair = tuple[int, int]
@@ -224,8 +222,8 @@ class _Rows:
             "trace": made.trace[place].cpu().numpy(),
             "diversity": None if self.alike is None else self.alike[place].item(),
             "contrast": contrast.item(),
-            "picture": encode(picture[0]),
-            "last_picture": encode(last[0]),
+            "picture": encode(picture[0].cpu().numpy()),
+            "last_picture": encode(last[0].cpu().numpy()),
             "filter": filter_picture,
             "filter_cosine": cosine,
             "animation": self._animation(place),
@@ -251,10 +249,9 @@ class _Rows:
         rows, columns = (self.filters[place] != 0).any(0).nonzero().T
         box = (slice(None), slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
         found, picture = self.filters[place][box], self.made.picture[place][box]
-        rgb = found.flip(0) if self.space.bgr else found
-        pixels = (rgb / rgb.abs().max() * 127.5 + 127.5).round().byte().movedim(0, -1)
+        pixels = self.space.draw_signed(found[None])[0]
         cosine = torch.nn.functional.cosine_similarity(found.flatten(), picture.flatten(), dim=0)
-        return encode(pixels), cosine.item()
+        return encode(pixels.cpu().numpy()), cosine.item()
 
     def _animation(self, place: int) -> dict[str, Any] | None:
         if not self.made.frames:
@@ -267,16 +264,6 @@ class _Rows:
             quality=80, method=4,
         )  # fmt: skip
         return {"bytes": buffer.getvalue(), "path": None}
-
-
-def encode(picture: Tensor) -> dict[str, Any]:
-    """A picture as `struct<bytes, path>`: JPEG, or PNG where it is small."""
-    pixels = np.ascontiguousarray(picture.cpu().numpy())
-    if max(pixels.shape[:2]) > SMALL:
-        return {"bytes": to_jpeg(pixels, quality=92), "path": None}
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def generator_of(random_seed: int, unit: int, seed: int) -> torch.Generator:

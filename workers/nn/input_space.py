@@ -66,3 +66,17 @@ class InputSpace:
         contrast = 1 / flat.kthvalue(ceil(FITS * flat.shape[1]), dim=1).values.clamp(min=1)
         rgb = self.to_rgb(images * contrast[:, None, None, None])
         return (rgb * 255).round_().clamp_(0, 255).byte().movedim(1, -1), contrast
+
+    def draw_signed(self, images: Float[Tensor, "image 3 y x"], fits: float = 1.0) -> UInt8[Tensor, "image y x 3"]:
+        """Draw what is no color but a direction, as a filter or a gradient: gray where it is 0.
+
+        Args:
+            images: in the network's input space.
+            fits: share of an image's values that lie between black and white; others are drawn as these.
+        """
+        flat = images.flatten(1).abs()
+        largest = flat.kthvalue(ceil(fits * flat.shape[1]), dim=1).values
+        scale = largest.where(largest > 0, flat.amax(1)).clamp(min=torch.finfo(images.dtype).tiny)
+        signed = images / scale[:, None, None, None]
+        rgb = signed.flip(1) if self.bgr else signed
+        return (rgb * 127.5 + 127.5).round_().clamp_(0, 255).byte().movedim(1, -1)
