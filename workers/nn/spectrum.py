@@ -142,10 +142,11 @@ def first_stride(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
     Raises:
         RuntimeError: the network does not run on such an input.
     """
+    state = shadow(module)
+    kind = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
+    image = torch.empty(1, *input_shape, dtype=kind, device="meta")
     with torch.no_grad(), _Depths() as depths:
-        torch.func.functional_call(
-            module, shadow(module), (torch.empty(1, *input_shape, device="meta"),), tie_weights=False
-        )
+        torch.func.functional_call(module, state, (image,), tie_weights=False)
     return max(depths.first_strides, default=1)
 
 

@@ -40,6 +40,7 @@ def grating(frequency: float, side: int = 96, angle: float = 0.0) -> torch.Tenso
     return wave.expand(3, side, side).double()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.integers(8, 19), st.integers(8, 19), st.integers(1, 3))
 def test_is_what_a_fine_naive_dft_says(seed, stride, height, width, channels):
     noise = np.random.default_rng(seed).normal(size=(channels, height, width))
@@ -80,6 +81,7 @@ def test_white_noise_has_the_bands_area(stride):
     assert nyquist_share(noise, stride) == pytest.approx(1 - (1 - 1 / (sqrt(2) * stride)) ** 2, abs=0.01)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.floats(-9, 9), st.floats(0.01, 100), st.booleans())
 def test_neither_mean_nor_scale_nor_order_of_channels_has_a_say(seed, mean, scale, flips):
     picture = torch.tensor(np.random.default_rng(seed).normal(size=(3, 11, 9)))
@@ -158,6 +160,12 @@ def test_of_branches_the_largest_stride_and_the_longest_chain_count():
 
 def test_a_network_without_convolutions_has_stride_1():
     assert first_stride(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (3, 4, 4)) == 1
+
+
+def test_of_a_network_in_half_precision_they_are_the_same():
+    network = MiniNet().eval().to(torch.bfloat16)
+    assert first_stride(network, (3, 112, 112)) == 2
+    assert convolutions_before(network, "features.4", (3, 112, 112)) == 2
 
 
 def test_nothing_is_left_behind():
