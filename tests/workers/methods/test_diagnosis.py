@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 from workers.methods import diagnosis
 from workers.methods.diagnosis import Moments, correlations, is_aliased, link, moments, most_alike
 
+quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+
 SMALL = st.floats(-4, 4, width=32).map(lambda value: round(value, 2))
 ACTIVATIONS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=SMALL)
@@ -31,7 +33,7 @@ def numpys(activation: np.ndarray) -> np.ndarray:
     return expected
 
 
-@settings(deadline=None)
+@quick
 @given(ACTIVATIONS, SMALL)
 def test_correlations_are_numpys(activation, center):
     found = moments(torch.tensor(activation), torch.full((activation.shape[1],), center, dtype=torch.float64))
@@ -43,7 +45,7 @@ def test_correlations_are_numpys(activation, center):
     assert found.largest.tolist() == cells.max(1).tolist()
 
 
-@settings(deadline=None)
+@quick
 @given(ACTIVATIONS, st.floats(0, 1))
 def test_parts_add_up_to_the_whole(activation, place):
     center = torch.zeros(activation.shape[1], dtype=torch.float64)
@@ -86,7 +88,7 @@ def test_of_units_in_a_row_the_lowest_stands_for_all():
     assert math.isnan(value[4])
 
 
-@settings(deadline=None)
+@quick
 @given(
     st.integers(1, 9).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.sampled_from([-1, 0.5, 0.995, np.nan])))
 )
@@ -120,7 +122,7 @@ def test_a_unit_alone_is_like_none():
     assert math.isnan(value[0])
 
 
-@settings(deadline=None, max_examples=20)
+@quick
 @given(st.integers(2, 6), st.integers(0, 2**31))
 def test_dead_units_are_like_none_and_no_units_duplicates(units, seed):
     generator = torch.Generator().manual_seed(seed)

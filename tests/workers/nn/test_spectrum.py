@@ -5,7 +5,7 @@ from math import cos, pi, sqrt
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,6 +14,8 @@ from workers.networks.mininet import MiniNet
 from workers.nn.spectrum import band, convolutions_before, first_stride, nyquist_share
 
 SQUARE = (3, 64, 64)
+
+quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
 
 def naive_share(picture: np.ndarray, stride: int, size: int) -> float:
@@ -40,7 +42,7 @@ def grating(frequency: float, side: int = 96, angle: float = 0.0) -> torch.Tenso
     return wave.expand(3, side, side).double()
 
 
-@settings(deadline=None)
+@quick
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.integers(8, 19), st.integers(8, 19), st.integers(1, 3))
 def test_is_what_a_fine_naive_dft_says(seed, stride, height, width, channels):
     noise = np.random.default_rng(seed).normal(size=(channels, height, width))
@@ -81,7 +83,7 @@ def test_white_noise_has_the_bands_area(stride):
     assert nyquist_share(noise, stride) == pytest.approx(1 - (1 - 1 / (sqrt(2) * stride)) ** 2, abs=0.01)
 
 
-@settings(deadline=None)
+@quick
 @given(st.integers(0, 2**31), st.floats(-9, 9), st.floats(0.01, 100), st.booleans())
 def test_neither_mean_nor_scale_nor_order_of_channels_has_a_say(seed, mean, scale, flips):
     picture = torch.tensor(np.random.default_rng(seed).normal(size=(3, 11, 9)))
