@@ -17,6 +17,7 @@ from pipeline.compose import RunSettings
 from pipeline.errors import RaydissectError, StoreError
 from pipeline.events import EventLog, OnEvent, outcome_of
 from pipeline.executor import Executor
+from pipeline.follow import follow
 from pipeline.mend import altered_paths, find_altered, find_missing, forget
 from pipeline.plan import Key, Plan, expand_stages, make_plan
 from pipeline.redact import shown, shown_settings
@@ -24,6 +25,7 @@ from pipeline.resume import Resumed
 from pipeline.runner import Outcome, Runner
 from pipeline.settings import OnProgress
 from pipeline.stage import Job, LayerJob, Stage
+from pipeline.stages.evolution import Evolution
 from pipeline.subject import Subject, prepare
 from pipeline.views import write_views
 from schemas import RUNS
@@ -59,6 +61,12 @@ def run(
     subject = prepare(settings, on_progress)
     if resumed is not None:
         resumed.check(subject.study)
+    if Evolution.name in wanted:
+
+        def dissect(other: RunSettings, found: Subject) -> None:
+            execute(other, found, expand_stages(list(other.stages)), stages, executor, on_progress, verify=verify)
+
+        stages = {**stages, Evolution.name: follow(settings, subject, stages, dissect, on_progress)}
     return execute(settings, subject, wanted, stages, executor, on_progress, verify=verify)
 
 

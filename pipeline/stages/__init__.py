@@ -4,6 +4,7 @@ from pipeline.stage import Stage
 from pipeline.stages.activation_maximization import ActivationMaximization
 from pipeline.stages.deconvnet import Deconvnet
 from pipeline.stages.detectors import Detectors
+from pipeline.stages.evolution import Evolution
 from pipeline.stages.exemplars import Exemplars
 from pipeline.stages.layer_summary import LayerSummary
 from pipeline.stages.pilot import Pilot
@@ -23,6 +24,7 @@ STAGES: dict[str, type[Stage]] = {
         Exemplars,
         ActivationMaximization,
         Deconvnet,
+        Evolution,
     )
 }
 

@@ -45,17 +45,7 @@ class Deconvnet(UnitStage):
 
     def check(self, layer: Layer, job: Job) -> None:
         super().check(layer, job)
-        if self.rule == "gradient" or self.relu_rule == "extend":
-            return
-        size = job.study.preprocessing
-        module = job.load_model().module
-        found = count_nonlinearities(module, layer.name, (3, size["height"], size["width"]))
-        others = sorted(f"{name} ({calls})" for (kind, name), calls in found.items() if kind != "relu")
-        if others:
-            raise SettingsError(
-                f"rule={self.rule} is defined for ReLU alone, but as far as layer {layer.name} {job.study.model} calls "
-                f"{', '.join(others)}: let them pass with relu_rule=extend, or take rule=gradient"
-            )
+        check_nonlinearities(self.rule, self.relu_rule, layer, job)
 
     def shards(self, job: Job) -> list[Shard]:
         return [
@@ -144,3 +134,21 @@ class Deconvnet(UnitStage):
             "nyquist_share_image": nyquist_share(pattern.crop.float(), stride),
             **patterns.draw(pattern),
         }
+
+
+def check_nonlinearities(rule: Rule, relu_rule: str, layer: Layer, job: Job) -> None:
+    """Look for nonlinearities other than ReLU as far as a layer.
+
+    Raises:
+        SettingsError: there are some, and the settings have no word for them; the message lists them.
+    """
+    if rule == "gradient" or relu_rule == "extend":
+        return
+    size, module = job.study.preprocessing, job.load_model().module
+    found = count_nonlinearities(module, layer.name, (3, size["height"], size["width"]))
+    others = sorted(f"{name} ({calls})" for (kind, name), calls in found.items() if kind != "relu")
+    if others:
+        raise SettingsError(
+            f"rule={rule} is defined for ReLU alone, but as far as layer {layer.name} {job.study.model} calls "
+            f"{', '.join(others)}: let them pass with relu_rule=extend, or take rule=gradient"
+        )
