@@ -18,7 +18,7 @@ from workers.nn.relus import LayerFunction
 from workers.pictures import encode
 from workers.precision import DTYPES, MEMORY_FORMATS, rounding
 
-FITS = 0.998
+FITS = 0.99
 """Share of a pattern's values that are drawn between black and white."""
 
 
