@@ -4,6 +4,7 @@ from pipeline.stage import Stage
 from pipeline.stages.activation_maximization import ActivationMaximization
 from pipeline.stages.deconvnet import Deconvnet
 from pipeline.stages.detectors import Detectors
+from pipeline.stages.diagnosis import Diagnosis
 from pipeline.stages.evolution import Evolution
 from pipeline.stages.exemplars import Exemplars
 from pipeline.stages.layer_summary import LayerSummary
@@ -24,6 +25,7 @@ STAGES: dict[str, type[Stage]] = {
         Exemplars,
         ActivationMaximization,
         Deconvnet,
+        Diagnosis,
         Evolution,
     )
 }
