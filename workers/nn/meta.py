@@ -9,12 +9,11 @@ from workers.activations import record
 
 
 def shadow(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers without values, by name; one that has two names once, or it would not be put back."""
+    """Parameters and buffers without values, by name; a module's own once, whatever names it has, or they would not be put back."""
     state: dict[str, Tensor] = {}
     for name, submodule in module.named_modules():
-        state |= dict(submodule.named_parameters(name, recurse=False)) | dict(
-            submodule.named_buffers(name, recurse=False)
-        )
+        state |= dict(submodule.named_parameters(name, recurse=False, remove_duplicate=False))
+        state |= dict(submodule.named_buffers(name, recurse=False, remove_duplicate=False))
     return {name: tensor.detach().to("meta") for name, tensor in state.items()}
 
 
