@@ -1,7 +1,8 @@
 """Which nonlinearities a network calls besides ReLU, by the function that is called.
 
 Activations are what stands in a ReLU's place. Gates are numbers between 0 and 1 by which something else is scaled,
-as in squeeze-and-excitation. Attention makes such numbers and scales by them in one call.
+as in squeeze-and-excitation. Attention makes such numbers and scales by them in one call, and so does a gated linear
+unit. ReLUs are found in the form of clamps too; not where arithmetic makes them, as `x * (x > 0)`.
 """
 
 from collections import Counter
@@ -25,17 +26,24 @@ _ACTIVATIONS: dict[Any, str] = {
     F.leaky_relu: "leaky_relu", F.leaky_relu_: "leaky_relu", F.elu: "elu", F.elu_: "elu",
     F.celu: "celu", F.celu_: "celu", F.selu: "selu", F.selu_: "selu", F.prelu: "prelu", F.rrelu: "rrelu",
     F.rrelu_: "rrelu", F.logsigmoid: "logsigmoid", F.threshold: "threshold",
-    F.hardshrink: "hardshrink", F.softshrink: "softshrink", F.tanhshrink: "tanhshrink", F.glu: "glu",
+    F.hardshrink: "hardshrink", F.softshrink: "softshrink", F.tanhshrink: "tanhshrink",
     F.tanh: "tanh", torch.tanh: "tanh", torch.tanh_: "tanh", Tensor.tanh: "tanh", Tensor.tanh_: "tanh",
     torch.celu: "celu", torch.celu_: "celu", torch.selu: "selu", torch.selu_: "selu", torch.prelu: "prelu",
+    Tensor.prelu: "prelu", torch.hardshrink: "hardshrink", Tensor.hardshrink: "hardshrink",
     torch.rrelu: "rrelu", torch.rrelu_: "rrelu", torch.threshold: "threshold", torch.threshold_: "threshold",
 }  # fmt: skip
 _GATES: dict[Any, str] = {
     F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", torch.sigmoid_: "sigmoid", Tensor.sigmoid: "sigmoid",
     Tensor.sigmoid_: "sigmoid", F.hardsigmoid: "hardsigmoid", F.softmax: "softmax", torch.softmax: "softmax",
-    Tensor.softmax: "softmax", F.log_softmax: "log_softmax", torch.log_softmax: "log_softmax",
+    Tensor.softmax: "softmax", F.softmin: "softmax", F.gumbel_softmax: "softmax", F.log_softmax: "log_softmax",
+    torch.log_softmax: "log_softmax", Tensor.log_softmax: "log_softmax", torch.special.expit: "sigmoid",
+    torch.special.softmax: "softmax", torch.special.log_softmax: "log_softmax",
 }  # fmt: skip
-_ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+_ATTENTION: dict[Any, str] = {
+    F.scaled_dot_product_attention: "attention", F.multi_head_attention_forward: "attention", F.glu: "glu",
+}  # fmt: skip
+_CLAMPS = {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_}
+_CLAMPS |= {torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_}
 
 
 def nonlinearity(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Kind, str] | None:
@@ -43,14 +51,23 @@ def nonlinearity(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tupl
 
     ReLU6 and its like, which end somewhere, are activations and no ReLUs.
     """
-    end = relu_end(func, args, kwargs)
+    end = float("inf") if _clamps_at_zero(func, args, kwargs) else relu_end(func, args, kwargs)
     if end is not None:
         return ("relu", "relu") if end == float("inf") else ("activation", f"relu{end:g}")
     if func in _ACTIVATIONS:
         return "activation", _ACTIVATIONS[func]
     if func in _GATES:
         return "gate", _GATES[func]
-    return ("attention", "attention") if func in _ATTENTION else None
+    return ("attention", _ATTENTION[func]) if func in _ATTENTION else None
+
+
+def _clamps_at_zero(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is a ReLU under the name of a clamp."""
+    if func not in _CLAMPS:
+        return False
+    low, high = (*args[1:], None, None)[:2]
+    low, high = kwargs.get("min", low), kwargs.get("max", high)
+    return isinstance(low, int | float) and low == 0 and high is None
 
 
 class _Count(TorchFunctionMode):
