@@ -9,7 +9,7 @@ from workers.activations import record
 
 
 def shadow(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers without values, by name; a module's own once, whatever names it has, or they would not be put back."""
+    """Parameters and buffers without values, by name; of a module with two names once, or they would not be put back."""
     state: dict[str, Tensor] = {}
     for name, submodule in module.named_modules():
         state |= dict(submodule.named_parameters(name, recurse=False, remove_duplicate=False))
