@@ -1,5 +1,6 @@
-"""Gather what a report shows: for every layer the newest detectors with the results these were made from, and
-the newest activation maximization of every preset.
+"""Gather what a report shows: for every layer the newest detectors with the results these were made from, the
+newest activation maximization of every preset, the newest patterns of every rule, and the newest diagnosis and
+evolution.
 """
 
 import json
@@ -8,11 +9,45 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.report.data import LayerData, MaximizationData, ReportData
+from pipeline.report.data import (
+    DiagnosisData,
+    EvolutionData,
+    LayerData,
+    MaximizationData,
+    PatternsData,
+    ReportData,
+)
+from pipeline.report.patterns import order_rules
 from pipeline.results import Result, list_results, read_result_table
 from pipeline.store import Store
 from pipeline.study import Study
-from schemas import ACTIVATION_MAXIMIZATION, DETECTORS, EXEMPLARS, LAYER_SUMMARY, LAYERS, TABLES, THRESHOLDS
+from schemas import (
+    ACTIVATION_MAXIMIZATION,
+    DECONVNET,
+    DETECTORS,
+    DIAGNOSIS,
+    DIAGNOSIS_LAYERS,
+    EVOLUTION,
+    EVOLUTION_LAYERS,
+    EXEMPLARS,
+    LAYER_SUMMARY,
+    LAYERS,
+    TABLES,
+    THRESHOLDS,
+)
+
+WORDS = {
+    DETECTORS.name: "detectors",
+    ACTIVATION_MAXIMIZATION.name: "activation maximization",
+    DECONVNET.name: "patterns",
+    DIAGNOSIS.name: "diagnosis",
+    EVOLUTION.name: "evolution",
+}
+"""The stages that a report shows, in words."""
+RUN_BY = {DETECTORS.name: "dissect"}
+"""What `stages=` takes for a stage, where that is not its name."""
+VARIANTS = {ACTIVATION_MAXIMIZATION.name: "preset", DECONVNET.name: "rule"}
+"""The setting by which a layer has several results of a stage side by side."""
 
 
 def collect(store: Store, study: Study, wanted: dict[str, dict[str, Any]] | None = None) -> ReportData:
@@ -21,35 +56,76 @@ def collect(store: Store, study: Study, wanted: dict[str, dict[str, Any]] | None
     Args:
         store: where it lies.
         study: which.
-        wanted: settings by stage that detectors and activation maximization, and what they were made from,
-            must have; of several results that do, the newest counts.
+        wanted: settings by stage that results, and what they were made from, must have; of several that do, the
+            newest counts.
 
     Raises:
-        InputError: there is neither yet, or none with the settings that were asked of it.
+        InputError: there is nothing to show yet, or none with the settings that were asked of it.
     """
     wanted = wanted or {}
     results = list_results(store, study.study_id)
     by_id = {result.result_id: result for result in results}
-    detectors = [result for result in results if result.stage == "detectors"]
-    maximized = [result for result in results if result.stage == ACTIVATION_MAXIMIZATION.name]
-    if not detectors and not maximized:
-        raise InputError(
-            f"study {study.study_id} has no detectors and no activation maximization yet: "
-            "run it with stages=[dissect] or stages=[activation_maximization] first"
-        )
-    newest = {result.layer: result for result in _chosen(detectors, by_id, wanted)}
-    presets = {(result.layer, str(result.settings["preset"])): result for result in _chosen(maximized, by_id, wanted)}
-    if detectors and not newest:
-        raise _none_with(study, "detectors", wanted, "dissect")
-    if not presets and (not newest or ACTIVATION_MAXIMIZATION.name in wanted):
-        raise _none_with(study, "activation maximization", wanted, ACTIVATION_MAXIMIZATION.name)
-    layers = [_layer(store, results, by_id, result) for result in newest.values()]
+    found = {stage: _newest(stage, results, by_id, wanted) for stage in WORDS}
+    _check(study, {result.stage for result in results}, found, wanted)
+    layers = [_layer(store, results, by_id, result) for result in found[DETECTORS.name].values()]
     layers.sort(key=lambda layer: depth(layer.layer))
     row = store.read_table(f"tables/studies/study_id={study.study_id}/study.parquet").to_pylist()[0]
-    sheets = [
-        _maximization(store, *key, presets[key]) for key in sorted(presets, key=lambda key: (_natural(key[0]), key[1]))
-    ]
-    return ReportData({**row, "numerics": json.loads(row["numerics"])}, layers, sheets)
+
+    def read(result: Result, name: str) -> Any:
+        return partial(read_result_table, store, result, TABLES[name])
+
+    return ReportData(
+        {**row, "numerics": json.loads(row["numerics"])},
+        layers,
+        [
+            MaximizationData(layer, variant, result.settings, read(result, ACTIVATION_MAXIMIZATION.name))
+            for (layer, variant), result in found[ACTIVATION_MAXIMIZATION.name].items()
+        ],
+        [
+            PatternsData(layer, rule, result.settings, read(result, DECONVNET.name))
+            for (layer, rule), result in found[DECONVNET.name].items()
+        ],
+        [
+            DiagnosisData(layer, result.settings, read(result, DIAGNOSIS.name), read(result, DIAGNOSIS_LAYERS.name))
+            for (layer, _), result in found[DIAGNOSIS.name].items()
+        ],
+        [
+            EvolutionData(layer, result.settings, read(result, EVOLUTION.name), read(result, EVOLUTION_LAYERS.name))
+            for (layer, _), result in found[EVOLUTION.name].items()
+        ],
+    )
+
+
+def _newest(
+    stage: str, results: list[Result], by_id: dict[str, Result], wanted: dict[str, dict[str, Any]]
+) -> dict[tuple[str, str], Result]:
+    """The newest result that has the wanted settings by layer and variant, in the order of their names."""
+    having = [result for result in results if result.stage == stage and _has_settings(result, by_id, wanted)]
+    setting = VARIANTS.get(stage)
+    found = {
+        (result.layer, str(result.settings[setting]) if setting else ""): result
+        for result in sorted(having, key=lambda result: result.finished)
+    }
+    return dict(sorted(found.items(), key=lambda item: (_natural(item[0][0]), order_rules(item[0][1]))))
+
+
+def _check(
+    study: Study, there: set[str], found: dict[str, dict[tuple[str, str], Result]], wanted: dict[str, dict[str, Any]]
+) -> None:
+    """Refuse a study that has nothing to show, and settings that nothing has."""
+    if not there & set(WORDS):
+        *others, last = (f"stages=[{RUN_BY.get(stage, stage)}]" for stage in WORDS)
+        raise InputError(
+            f"study {study.study_id} has no {', no '.join(WORDS.values())} yet: "
+            f"run it with {', '.join(others)} or {last} first"
+        )
+    for stage, words in WORDS.items():
+        asked = stage in wanted or stage == DETECTORS.name or not any(found.values())
+        if stage in there and asked and not found[stage]:
+            raise InputError(
+                f"study {study.study_id} has no {words} with settings {json.dumps(wanted)}: "
+                f"run it with stages=[{RUN_BY.get(stage, stage)}] first"
+            )
 
 
 def depth(layer: dict[str, Any]) -> tuple:
@@ -61,23 +137,6 @@ def depth(layer: dict[str, Any]) -> tuple:
 def _natural(layer: str) -> list[str | int]:
     """Sorts names with the numbers in them as numbers, which are every second part."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", layer))]
-
-
-def _chosen(results: list[Result], by_id: dict[str, Result], wanted: dict[str, dict[str, Any]]) -> list[Result]:
-    """The results that have the wanted settings, the newest last."""
-    having = [result for result in results if _has_settings(result, by_id, wanted)]
-    return sorted(having, key=lambda result: result.finished)
-
-
-def _none_with(study: Study, what: str, wanted: dict[str, dict[str, Any]], stage: str) -> InputError:
-    return InputError(
-        f"study {study.study_id} has no {what} with settings {json.dumps(wanted)}: run it with stages=[{stage}] first"
-    )
-
-
-def _maximization(store: Store, layer: str, variant: str, result: Result) -> MaximizationData:
-    read = partial(read_result_table, store, result, ACTIVATION_MAXIMIZATION)
-    return MaximizationData(layer, variant, result.settings, read)
 
 
 def _layer(store: Store, results: list[Result], by_id: dict[str, Result], detectors: Result) -> LayerData:

@@ -48,6 +48,57 @@ class MaximizationData:
 
 
 @dataclass(frozen=True)
+class PatternsData:
+    """What in images drives the units of one layer, projected back by one rule.
+
+    Args:
+        layer: dotted module name; the layer need not be dissected.
+        rule: of ReLUs on the way back; of a layer each comes once.
+        settings: of the result; all are shown.
+        read: gives the rows of `deconvnet`; called once, when it is the layer's turn.
+    """
+
+    layer: str
+    rule: str
+    settings: dict[str, Any]
+    read: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
+class DiagnosisData:
+    """What is wrong with the units of one layer.
+
+    Args:
+        layer: dotted module name; the layer need not be dissected, and comes once.
+        settings: of the result; all are shown.
+        read: gives the rows of `diagnosis`.
+        read_layer: gives the layer's row of `diagnosis_layers`.
+    """
+
+    layer: str
+    settings: dict[str, Any]
+    read: Callable[[], pa.Table]
+    read_layer: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
+class EvolutionData:
+    """The units of one layer over training.
+
+    Args:
+        layer: dotted module name; the layer need not be dissected, and comes once.
+        settings: of the result; all are shown.
+        read: gives the rows of `evolution`; called once, when it is the layer's turn.
+        read_checkpoints: gives the layer's rows of `evolution_layers`.
+    """
+
+    layer: str
+    settings: dict[str, Any]
+    read: Callable[[], pa.Table]
+    read_checkpoints: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """One study and its layers, from the input of the network to its output.
 
@@ -56,8 +107,14 @@ class ReportData:
         layers: the dissected layers in the order of the network.
         maximized: activation maximization, of these layers and of others; others come after them, in this
             order, and the first one of a layer gives the large pictures on the layer's page.
+        patterns: of the DeconvNet, likewise: the first rule of a layer is on the layer's page.
+        diagnoses: of these layers and of others.
+        evolutions: likewise.
     """
 
     study: dict[str, Any]
     layers: Sequence[LayerData]
     maximized: Sequence[MaximizationData] = ()
+    patterns: Sequence[PatternsData] = ()
+    diagnoses: Sequence[DiagnosisData] = ()
+    evolutions: Sequence[EvolutionData] = ()

@@ -6,7 +6,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.report.chart import COLUMNS_HEIGHT
+from pipeline.report.diagnosis import STRIP_WIDTH
+from pipeline.report.evolution import depth_class, describe_moment, draw_unit
 from pipeline.report.maximized import explain, filter_of, title_of, trace_of
+from pipeline.report.patterns import describe_pattern
 from pipeline.report.sparkline import HEIGHT, WIDTH
 
 MISSING = "–"
@@ -63,9 +67,11 @@ def make_environment(classes: dict[str, str]) -> Environment:
     environment.filters["probability"] = _format_probability
     environment.filters["color"] = classes.__getitem__
     environment.filters["ratio"] = _format_ratio
-    environment.filters["percent"] = lambda share: MISSING if share is None else f"{share:.0%}"
+    environment.filters["percent"] = _formatter("{:.0%}")
     environment.globals |= {"explain": explain, "filter_of": filter_of, "title_of": title_of, "trace_of": trace_of}
-    environment.globals["sparkline"] = (WIDTH, HEIGHT)
+    environment.globals |= {"describe_pattern": describe_pattern, "describe_moment": describe_moment}
+    environment.globals |= {"draw_unit": draw_unit, "depth_class": depth_class}
+    environment.globals |= {"sparkline": (WIDTH, HEIGHT), "strip_width": STRIP_WIDTH, "columns_height": COLUMNS_HEIGHT}
     return environment
 
 

@@ -10,14 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import InputError
 from pipeline.report.contact_sheet import ContactSheet
 from pipeline.report.data import MaximizationData
 from pipeline.report.download import plain_columns, write_csv
-from pipeline.report.pictures import write_picture
+from pipeline.report.pictures import decoding, write_picture
 from pipeline.report.rows import finite, iterate_rows, results_of, spread
 from pipeline.report.sparkline import Sparkline, draw
-from workers.batches import ImageError
 
 DRAWN = "drawn"
 REASONS = {"dead": "dead", "relu_blocked": "blocked"}
@@ -195,10 +193,8 @@ def _paste(contact: ContactSheet, row: dict[str, Any], place: int, where: str) -
     if row["outcome"] != DRAWN:
         contact.write(row["unit"], place, REASONS.get(row["outcome"], "not drawn"))
         return
-    try:
+    with decoding(f"picture of {where}", CURE):
         contact.paste(row["unit"], place, row["picture"]["bytes"])
-    except ImageError as error:
-        raise InputError(f"picture of {where} {error}: {CURE}") from error
 
 
 def explain(outcome: str) -> str:

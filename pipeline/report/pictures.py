@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from workers.batches import ImageError, load_image, open_image
 
 FORMATS = {
     "JPEG": (re.compile(rb"\xff\xd8\xff"), ".jpg"),
@@ -83,6 +85,31 @@ def write_picture(
             return path.name + suffix
     must = " or ".join(formats)
     raise InputError(f"{what} is {len(data)} bytes that begin {data[:8]!r}, must be {must}: {cure}")
+
+
+def write_whole_picture(path: Path, picture: dict[str, Any] | None, what: str, cure: str) -> str:
+    """Write one encoded picture that can be decoded to its last pixel; see `write_picture`.
+
+    Raises:
+        InputError: it cannot, or is missing, or in another format.
+    """
+    file = write_picture(path, picture, what, cure)
+    with decoding(what, cure):
+        load_image(open_image((picture or {})["bytes"]))
+    return file
+
+
+@contextmanager
+def decoding(what: str, cure: str) -> Iterator[None]:
+    """Says of a picture that cannot be decoded which it is, and what to do about it.
+
+    Raises:
+        InputError: in place of `ImageError`.
+    """
+    try:
+        yield
+    except ImageError as error:
+        raise InputError(f"{what} {error}: {cure}") from error
 
 
 def _rows(exemplars: pa.Table | Iterable[pa.Table | pa.RecordBatch], units: set[int]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
-// Sorting and filtering of a layer's units. Without this file a page shows everything, largest IoU first.
 "use strict";
 
+// Sorting and filtering of a layer's units. Without this file a page shows everything, largest IoU first.
 (() => {
   const table = document.querySelector("table.units");
   if (!table) return;
@@ -111,4 +111,62 @@
   document.getElementById("toolbar").hidden = false;
   filter();
   reveal();
+})();
+
+// A pattern and the same pixels of its image, side by side and large. Without this file a click opens one picture.
+(() => {
+  if (!document.querySelector(".pairs")) return;
+
+  const dialog = document.createElement("dialog");
+  dialog.className = "zoom";
+  dialog.setAttribute("aria-label", "A pattern and its image");
+  const figure = dialog.appendChild(document.createElement("figure"));
+  const [pattern, crop] = [new Image(), new Image()];
+  const caption = document.createElement("figcaption");
+  figure.append(pattern, crop, caption);
+  const bar = dialog.appendChild(document.createElement("nav"));
+  let [patterns, crops, place] = [[], [], 0];
+
+  function show(next) {
+    place = Math.max(0, Math.min(next, patterns.length - 1));
+    for (const [image, links] of [[pattern, patterns], [crop, crops]]) {
+      image.src = links[place].href;
+      image.alt = links[place].firstElementChild.alt;
+    }
+    caption.textContent = patterns[place].firstElementChild.title;
+  }
+
+  for (const [label, act] of [
+    ["← Before", () => show(place - 1)],
+    ["Next →", () => show(place + 1)],
+    ["Close", () => dialog.close()],
+  ]) {
+    const button = bar.appendChild(document.createElement("button"));
+    button.type = "button";
+    button.textContent = label;
+    button.addEventListener("click", act);
+  }
+  // What is small enough to tell its pixels apart is shown pixel by pixel.
+  for (const image of [pattern, crop]) {
+    image.addEventListener("load", () => {
+      figure.classList.toggle("pixelated", Math.max(pattern.naturalWidth, pattern.naturalHeight) <= 64);
+    });
+  }
+  dialog.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (step) show(place + step);
+  });
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest(".pairs .pattern a, .pairs .crop a");
+    if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    const pairs = link.closest(".pairs");
+    patterns = [...pairs.querySelectorAll(".pattern a")];
+    crops = [...pairs.querySelectorAll(".crop a")];
+    show(Math.max(patterns.indexOf(link), crops.indexOf(link)));
+    dialog.showModal();
+  });
+  document.body.append(dialog);
+  document.documentElement.classList.add("scripted");
 })();

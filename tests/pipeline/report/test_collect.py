@@ -13,9 +13,21 @@ from pipeline.report.collect import collect
 from pipeline.results import Result, publish
 from pipeline.store import Store, digest
 from pipeline.study import Numerics, Study
-from schemas import ACTIVATION_MAXIMIZATION, LAYERS, TABLES
+from schemas import (
+    ACTIVATION_MAXIMIZATION,
+    DECONVNET,
+    DIAGNOSIS,
+    DIAGNOSIS_LAYERS,
+    EVOLUTION,
+    EVOLUTION_LAYERS,
+    LAYERS,
+    TABLES,
+)
 from tests.pipeline.report.synthetic import make_layer
+from tests.pipeline.report.synthetic_diagnosis import make_diagnosis, sound_rows
+from tests.pipeline.report.synthetic_evolution import NUM_PLACES, checkpoint_rows, make_evolution, moment_rows
 from tests.pipeline.report.synthetic_maximized import maximized_row, to_maximized_table
+from tests.pipeline.report.synthetic_patterns import pattern_row, to_pattern_table
 
 KEY = ("study_id", "result_id", "layer")
 NUMERICS = Numerics(
@@ -111,9 +123,14 @@ def test_study_without_detectors_has_its_pictures(store: Store) -> None:
     assert [one.layer for one in data.maximized] == ["conv9", "conv10", "fc"]
 
 
-def test_study_with_neither_is_an_error(store: Store) -> None:
-    with pytest.raises(InputError, match=r"has no detectors and no activation maximization yet: run it with stages="):
+def test_study_with_nothing_to_show_is_an_error_that_names_the_stages(store: Store) -> None:
+    publish_result(store, "pilot", "conv1", {}, {})
+    with pytest.raises(
+        InputError, match=r"has no detectors, no activation maximization, no patterns, .* yet: "
+    ) as found:
         collect(store, STUDY)
+    for stage in ("dissect", "activation_maximization", "deconvnet", "diagnosis", "evolution"):
+        assert f"stages=[{stage}]" in str(found.value)
 
 
 def test_settings_that_nothing_has_are_an_error(store: Store) -> None:
@@ -125,6 +142,86 @@ def test_settings_that_nothing_has_are_an_error(store: Store) -> None:
         collect(store, STUDY, {"activation_maximization": {"preset": "fourier"}})
     with pytest.raises(InputError, match=r'has no detectors with settings .*"all".*stages=\[dissect\]'):
         collect(store, STUDY, {"detectors": {"union": "all"}})
+
+
+def project(store: Store, layer: str, rule: str, **settings: Any) -> str:
+    tables = {DECONVNET.name: to_pattern_table(layer, [pattern_row(0, rule=rule)])}
+    return publish_result(store, DECONVNET.name, layer, tables, {}, rule=rule, **settings)
+
+
+def diagnose(store: Store, layer: str, inputs: dict[str, str] | None = None, **settings: Any) -> str:
+    data = make_diagnosis(layer, sound_rows(2))
+    tables = {DIAGNOSIS.name: data.read(), DIAGNOSIS_LAYERS.name: data.read_layer()}
+    return publish_result(store, DIAGNOSIS.name, layer, tables, inputs or {}, **settings)
+
+
+def follow(store: Store, layer: str, **settings: Any) -> str:
+    data = make_evolution(layer, moment_rows(1), checkpoint_rows(1))
+    tables = {EVOLUTION.name: data.read(), EVOLUTION_LAYERS.name: data.read_checkpoints()}
+    return publish_result(store, EVOLUTION.name, layer, tables, {}, **settings)
+
+
+def test_newest_patterns_of_every_layer_and_rule_in_the_order_of_rules(store: Store) -> None:
+    for rule in ("gradient", "guided", "deconvnet"):
+        project(store, "conv10", rule, keep="cell")
+    newest = project(store, "conv10", "guided", keep="map")
+    project(store, "conv9", "another")
+    data = collect(store, STUDY)
+    assert data.layers == []
+    assert [(one.layer, one.rule) for one in data.patterns] == [
+        ("conv9", "another"), ("conv10", "deconvnet"), ("conv10", "guided"), ("conv10", "gradient"),
+    ]  # fmt: skip
+    assert data.patterns[2].settings == {"rule": "guided", "keep": "map"}
+    assert set(data.patterns[2].read()["result_id"].to_pylist()) == {newest}
+
+
+def test_newest_diagnosis_and_evolution_of_every_layer(store: Store) -> None:
+    for limit in (0.9, 0.95):
+        diagnose(store, "conv1", correlation=limit)
+        follow(store, "conv1", settled=limit)
+    follow(store, "conv2", settled=0.5)
+    data = collect(store, STUDY)
+    assert [(one.layer, one.settings) for one in data.diagnoses] == [("conv1", {"correlation": 0.95})]
+    assert [(one.layer, one.settings["settled"]) for one in data.evolutions] == [("conv1", 0.95), ("conv2", 0.5)]
+    assert data.diagnoses[0].read().num_rows == 2
+    assert data.diagnoses[0].read_layer().num_rows == 1
+    assert data.evolutions[0].read_checkpoints().num_rows == NUM_PLACES
+
+
+@pytest.mark.parametrize("stage", ["deconvnet", "diagnosis", "evolution"])
+def test_study_with_one_stage_only_has_a_report(store: Store, tmp_path: Path, stage: str) -> None:
+    {"deconvnet": lambda: project(store, "conv1", "guided"), "diagnosis": lambda: diagnose(store, "conv1"),
+     "evolution": lambda: follow(store, "conv1")}[stage]()  # fmt: skip
+    index = write_report(tmp_path / "report", collect(store, STUDY)).read_text(encoding="utf-8")
+    assert "Detectors by layer" not in index
+    assert "conv1" in index
+
+
+def test_settings_choose_among_patterns_and_evolutions(store: Store) -> None:
+    for count in (9, 4):
+        project(store, "conv1", "guided", count=count)
+    follow(store, "conv1", settled=0.9)
+    data = collect(store, STUDY, {"deconvnet": {"count": 9}})
+    assert [one.settings["count"] for one in data.patterns] == [9]
+    assert len(data.evolutions) == 1
+    with pytest.raises(InputError, match=r'has no patterns with settings .*"count": 5.*stages=\[deconvnet\]'):
+        collect(store, STUDY, {"deconvnet": {"count": 5}})
+    with pytest.raises(InputError, match=r"has no evolution with settings .*stages=\[evolution\]"):
+        collect(store, STUDY, {"evolution": {"settled": 0.5}})
+
+
+def test_settings_of_a_stage_that_never_ran_ask_for_nothing(store: Store) -> None:
+    project(store, "conv1", "guided", batch=8)
+    shared = {"deconvnet": {"batch": 8}, "activation_maximization": {"batch": 8}, "evolution": {"batch": 8}}
+    assert len(collect(store, STUDY, shared).patterns) == 1
+
+
+def test_diagnosis_counts_by_what_it_was_made_from(store: Store) -> None:
+    old, new = (project(store, "conv1", "deconvnet", count=count) for count in (9, 4))
+    diagnose(store, "conv1", {"deconvnet": old}, correlation=0.9)
+    diagnose(store, "conv1", {"deconvnet": new}, correlation=0.8)
+    (chosen,) = collect(store, STUDY, {"deconvnet": {"count": 9}}).diagnoses
+    assert chosen.settings == {"correlation": 0.9}
 
 
 def test_nothing_is_read_before_its_turn(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
