@@ -7,7 +7,10 @@ import pytest
 
 from pipeline.report import write_report
 from tests.pipeline.report.synthetic import make_data
+from tests.pipeline.report.synthetic_diagnosis import make_diagnosis_data
+from tests.pipeline.report.synthetic_evolution import make_evolution_data
 from tests.pipeline.report.synthetic_maximized import make_maximized_data
+from tests.pipeline.report.synthetic_patterns import make_patterns_data
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def maximized_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report with activation maximization."""
     return write_report(tmp_path_factory.mktemp("maximized"), make_maximized_data()).parent
+
+
+@pytest.fixture(scope="session")
+def patterns_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with patterns."""
+    return write_report(tmp_path_factory.mktemp("patterns"), make_patterns_data()).parent
+
+
+@pytest.fixture(scope="session")
+def diagnosis_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with a diagnosis."""
+    return write_report(tmp_path_factory.mktemp("diagnosis"), make_diagnosis_data()).parent
+
+
+@pytest.fixture(scope="session")
+def evolution_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with layers over training."""
+    return write_report(tmp_path_factory.mktemp("evolution"), make_evolution_data()).parent
 
 
 def note_failure(page: Any, request: Any) -> None:

@@ -1,5 +1,6 @@
 """What is on a page of a report."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -42,3 +43,27 @@ def check_nothing_inline(page: Path) -> None:
     assert [Path(script["src"]).name for script in elements.named("script")] == ["report.js"]
     for _, attributes in elements.tags:
         assert not [name for name in attributes if name == "style" or name.startswith("on")]
+
+
+def check_links(report: Path) -> list[Path]:
+    """Every address of a report exists, with its fragment, and ids are unique; the pages."""
+    pages = sorted(report.rglob("*.html"))
+    ids = {page: Elements(page).ids for page in pages}
+    for page in pages:
+        assert len(ids[page]) == len(set(ids[page])), page
+        for address in page_addresses(page):
+            path, _, fragment = address.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.is_file(), address
+            assert not fragment or fragment in ids[target], address
+    return pages
+
+
+def read_page(report: Path, name: str) -> str:
+    """A page under `layers`."""
+    return (report / "layers" / f"{name}.html").read_text(encoding="utf-8")
+
+
+def words_of(text: str) -> str:
+    """What is left of HTML without its tags."""
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())

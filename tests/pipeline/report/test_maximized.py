@@ -17,7 +17,14 @@ from pipeline.report import MaximizationData, ReportData, write_report
 from pipeline.report.download import plain_columns
 from pipeline.report.maximized import Maximized, Sheet, title_of, write_sheet
 from schemas import ACTIVATION_MAXIMIZATION
-from tests.pipeline.report.elements import Elements, check_nothing_inline, page_addresses
+from tests.pipeline.report.elements import (
+    Elements,
+    check_links,
+    check_nothing_inline,
+    page_addresses,
+    read_page,
+    words_of,
+)
 from tests.pipeline.report.synthetic import ATTACK, FORMULA, STUDY, make_layer
 from tests.pipeline.report.synthetic_maximized import (
     BLOCKED,
@@ -48,17 +55,9 @@ def sheet_of(folder: Path, rows: list[dict[str, Any]]) -> Sheet:
     return write_sheet(folder, make_maximized("conv1", rows), "conv1-maximized-plain")
 
 
-def read_page(report: Path, name: str) -> str:
-    return (report / "layers" / f"{name}.html").read_text(encoding="utf-8")
-
-
 def cell_of(text: str, unit: int) -> str:
     """The part of a page that shows one unit."""
     return text.split(f'id="unit-{unit}"')[1].split('id="unit-')[0]
-
-
-def words_of(text: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
 
 
 def test_files_of_a_report_with_pictures(maximized_report: Path) -> None:
@@ -78,15 +77,7 @@ def test_files_of_a_report_with_pictures(maximized_report: Path) -> None:
 
 
 def test_addresses_exist_and_ids_are_unique(maximized_report: Path) -> None:
-    pages = [maximized_report / "index.html", *sorted((maximized_report / "layers").glob("*.html"))]
-    ids = {page: Elements(page).ids for page in pages}
-    for page in pages:
-        assert len(ids[page]) == len(set(ids[page]))
-        for address in page_addresses(page):
-            path, _, fragment = address.partition("#")
-            target = (page.parent / path).resolve() if path else page
-            assert target.is_file(), address
-            assert not fragment or fragment in ids[target], address
+    assert len(check_links(maximized_report)) == 1 + 2 + len(SHEETS)
 
 
 def test_every_unit_of_a_sheet_can_be_linked_to(maximized_report: Path) -> None:
