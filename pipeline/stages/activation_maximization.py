@@ -52,7 +52,7 @@ class ActivationMaximization(UnitStage):
     batch: int = Field(32, ge=1)  # images that go through the network at a time, at most: see `images`
 
     steps: int | None = Field(None, ge=1)  # these replace the preset's: see `workers.nn.canvas.Recipe`
-    rule: Rule | None = None
+    step_rule: Rule | None = None
     step: float | None = Field(None, gt=0)
     max_step: float | None = Field(None, gt=0)
     decay: float | None = Field(None, ge=0, lt=1)
@@ -68,8 +68,10 @@ class ActivationMaximization(UnitStage):
 
     @model_validator(mode="after")
     def _agree(self) -> "ActivationMaximization":
-        if self.recipe.space == "fourier" and self.recipe.rule != "adam":
-            raise ValueError(f"rule={self.recipe.rule} goes with space=pixels; space=fourier takes rule=adam")
+        if self.recipe.space == "fourier" and self.recipe.step_rule != "adam":
+            raise ValueError(
+                f"step_rule={self.recipe.step_rule} goes with space=pixels; space=fourier takes step_rule=adam"
+            )
         if self.seeds > self.batch:
             raise ValueError(f"seeds={self.seeds} is more than batch={self.batch}: all seeds of a unit share a batch")
         if self.diversity and self.seeds == 1:

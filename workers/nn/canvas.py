@@ -28,11 +28,11 @@ class Recipe:
 
     Attributes:
         steps: how many.
-        rule: normalized: by `step` pixel values in the mean; constant: by `step` times the gradient, pixels against
+        step_rule: normalized: by `step` pixel values in the mean; constant: by `step` times the gradient, pixels against
             pixels; progress: so far that the objective would rise by `step` if it were linear, at most as `constant`
             with `max_step`; adam: Adam with rate `step`, of pixels or of Fourier coefficients.
-        step: see `rule`.
-        max_step: see `rule`.
+        step: see `step_rule`.
+        max_step: see `step_rule`.
         decay: share of the distance from the mean color that each step takes away.
         blur: standard deviation of a Gaussian, in pixels.
         blur_every: steps between blurs.
@@ -46,7 +46,7 @@ class Recipe:
     """
 
     steps: int
-    rule: Rule = "normalized"
+    step_rule: Rule = "normalized"
     step: float = 1.0
     max_step: float = 100.0
     decay: float = 0.0
@@ -89,16 +89,16 @@ class Canvas:
         recipe: Recipe,
         generators: Sequence[torch.Generator],
     ) -> None:
-        if recipe.space == "fourier" and (recipe.rule != "adam" or start.shape[1] != 3):
+        if recipe.space == "fourier" and (recipe.step_rule != "adam" or start.shape[1] != 3):
             raise ValueError(
-                f"space is fourier with rule {recipe.rule} and {start.shape[1]} channels, must go with adam and 3 (RGB)"
+                f"space is fourier with step_rule {recipe.step_rule} and {start.shape[1]} channels, must go with adam and 3 (RGB)"
             )
         self.space, self.recipe = space, recipe
         self._black, self._white = space.bounds(start)
         self._width = start.shape[3]
         self.z = self._inverse(start).requires_grad_()
         rate = recipe.step * (space.pixel if recipe.space == "pixels" else 1)
-        self._adam = torch.optim.Adam([self.z], rate) if recipe.rule == "adam" else None
+        self._adam = torch.optim.Adam([self.z], rate) if recipe.step_rule == "adam" else None
         self._draws = [
             torch.stack([torch.rand(4, generator=one, dtype=torch.float64) for one in generators])
             for _ in range(recipe.steps if recipe.transforms else 0)
@@ -141,10 +141,10 @@ class Canvas:
             self.z.grad = -gradient
             self._adam.step()
             return
-        if recipe.rule == "normalized":
+        if recipe.step_rule == "normalized":
             size = mean_size(measure)
             rate = torch.where(size > 0, recipe.step * pixel / size, 0)
-        elif recipe.rule == "constant":
+        elif recipe.step_rule == "constant":
             rate = torch.full_like(gradient[:, 0, 0, 0], recipe.step * pixel**2)
         else:
             rate = (recipe.step / measure.square().sum((1, 2, 3))).clamp(max=recipe.max_step * pixel**2)

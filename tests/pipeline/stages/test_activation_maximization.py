@@ -137,7 +137,9 @@ def test_a_second_run_finds_it_done_and_another_preset_is_another_result(copy, c
 def test_the_preset_spelled_out_is_the_preset(chosen):
     plain = PRESETS["plain"]
     short = ActivationMaximization(preset="plain")
-    long = ActivationMaximization(preset="plain", steps=plain.steps, step=plain.step, clip=plain.clip, rule=plain.rule)
+    long = ActivationMaximization(
+        preset="plain", steps=plain.steps, step=plain.step, clip=plain.clip, step_rule=plain.step_rule
+    )
     assert short.settings_of("x") == long.settings_of("x")
     assert ActivationMaximization(units=(3, 1, 3)).settings_of("x") == ActivationMaximization(units=(1, 3)).settings_of(
         "x"
@@ -292,7 +294,7 @@ def test_tables_are_the_same_on_any_number_of_workers(tmp_path, store, maximized
         (["units=[-1]", "layers=features.4"], "units has -1"),
         (["units=some"], "must be all, detectors, or a list of numbers"),
         (["preset=yosinki3"], "must be among .*; did you mean 'yosinski3'"),
-        (["preset=fourier", "rule=normalized"], "space=fourier takes rule=adam"),
+        (["preset=fourier", "step_rule=normalized"], "space=fourier takes step_rule=adam"),
         (["seeds=33"], "seeds=33 is more than batch=32"),
         (["diversity=1"], "diversity needs seeds=2"),
         (["target=logit", "layers=features.6"], "target is logit, but layer features.6 has maps of .* layers=logits"),

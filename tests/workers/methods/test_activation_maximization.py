@@ -78,9 +78,9 @@ class Naive:
 
     def step_length(self, g):
         pixel = np.mean([1 / (255 * std) for std in SPACE.std])
-        if self.recipe.rule == "constant":
+        if self.recipe.step_rule == "constant":
             return self.recipe.step * pixel**2
-        if self.recipe.rule == "progress":
+        if self.recipe.step_rule == "progress":
             return min(self.recipe.max_step * pixel**2, self.recipe.step / (g**2).sum())
         return self.recipe.step * pixel / np.abs(g[g != 0]).mean()
 
@@ -114,7 +114,7 @@ class Naive:
 RECIPES = st.builds(
     Recipe,
     steps=st.integers(1, 7),
-    rule=st.sampled_from(["normalized", "constant", "progress"]),
+    step_rule=st.sampled_from(["normalized", "constant", "progress"]),
     step=st.sampled_from([0.5, 4.0, 40.0]),
     max_step=st.sampled_from([1.0, 100.0]),
     decay=st.sampled_from([0.0, 0.1]),

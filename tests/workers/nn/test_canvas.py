@@ -216,12 +216,12 @@ def test_a_fourier_picture_keeps_to_the_range_by_itself(space):
 
 @pytest.mark.parametrize("rule", ["normalized", "constant", "progress"])
 def test_coefficients_go_with_adam_only(rule):
-    with pytest.raises(ValueError, match=f"space is fourier with rule {rule} and 3 channels, must go with adam"):
+    with pytest.raises(ValueError, match=f"space is fourier with step_rule {rule} and 3 channels, must go with adam"):
         canvas_of(Recipe(1, rule, space="fourier"), random())
 
 
 def test_coefficients_go_with_three_channels_only():
-    with pytest.raises(ValueError, match="rule adam and 1 channels"):
+    with pytest.raises(ValueError, match="step_rule adam and 1 channels"):
         Canvas(torch.zeros(1, 1, 4, 4), SPACE, Recipe(1, "adam", space="fourier"), generators(1))
 
 
@@ -267,10 +267,10 @@ def test_scaling_and_rotating_are_those_of_the_paper_around_gray():
 
 RECIPES = {
     "normalized": Recipe(6),
-    "constant": replace(ALL, rule="constant", step=20.0),
-    "progress": replace(ALL, rule="progress", step=50.0, contribution_percent=0.0),
+    "constant": replace(ALL, step_rule="constant", step=20.0),
+    "progress": replace(ALL, step_rule="progress", step=50.0, contribution_percent=0.0),
     "normalized, all": replace(ALL, jitter=2),
-    "adam": replace(ALL, rule="adam", blur_every=1),
+    "adam": replace(ALL, step_rule="adam", blur_every=1),
     "fourier": Recipe(6, "adam", step=0.05, jitter=2, scale_and_rotate=True, space="fourier"),
     "fourier, decay": Recipe(6, "adam", step=0.05, decay=0.1, space="fourier"),
 }
