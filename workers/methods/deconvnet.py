@@ -113,10 +113,16 @@ class _Rules(TorchFunctionMode):
             return _Rectify.apply(given, self._rule == "guided", _is_in_place(func, args, kwargs))
         if not self._extend:
             raise NonlinearityError(f"the network calls {name}, for which rule={self._rule} is not defined")
-        if kind == "activation":
-            value = func(*args, **kwargs)
-            return _RectifySignal.apply(value if self._rule == "guided" else given, value.detach())
-        return func(*args, **kwargs).detach() if kind == "gate" else func(*args, **kwargs)
+        if kind == "attention":
+            return func(*args, **kwargs)
+        before = given.clone()  # for the call may be in place, and the signal goes back to what was there before
+        value = func(before, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
+        in_place = value is before
+        if kind == "gate":
+            value = value.detach()
+        else:
+            value = _RectifySignal.apply(value if self._rule == "guided" else given, value.detach())
+        return given.copy_(value) if in_place else value
 
 
 def _is_in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -143,11 +149,13 @@ def project(
         extend: whether other nonlinearities are let pass.
 
     Raises:
-        NonlinearityError: the network has others than ReLU, and `extend` is not set.
+        NonlinearityError: the network has others than ReLU, and `extend` is not set; or the layer is a gate.
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad(), _Rules(rule, extend):
-        activation = network(images)
+        activation = network(images.clone())  # which it may change in place
+    if extend and not activation.requires_grad:
+        raise NonlinearityError("nothing but gates lead from the image to the layer, and gates are held: no pattern")
     every = torch.arange(len(images), device=images.device)
     for place, one in enumerate(rounds):
         some, unit = one.unit >= 0, one.unit.clamp_min(0)
