@@ -16,12 +16,15 @@ help: ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/.ready ## make a small data set, train a small network on it, dissect it, picture its detectors, write the report
+demo: .venv/.ready ## make a small data set, train a small network on it, dissect and picture it, follow its training, write the report
 	$(BIN)/raydissect ingest data=mini store=$(STORE)
 	$(BIN)/raydissect run model=mininet data=mini store=$(STORE)
-	$(BIN)/raydissect run model=mininet data=mini store=$(STORE) layers=features.11 stages=[activation_maximization] \
-		units=detectors steps=128
-	$(BIN)/raydissect report store=$(STORE) --folder demo/report
+	$(BIN)/raydissect run model=mininet data=mini store=$(STORE) layers=features.11 \
+		stages=[activation_maximization,deconvnet] units=detectors steps=128
+	$(BIN)/raydissect run model=mininet data=mini store=$(STORE) layers=[features.1,features.4] stages=[diagnosis]
+	$(BIN)/raydissect run model=mininet data=mini store=$(STORE) layers=[features.1,features.4,features.11] \
+		stages=[evolution] most_checkpoints=6
+	$(BIN)/raydissect report last store=$(STORE) --folder demo/report
 
 test: .venv/.ready ## all tests, cluster and browser included
 	$(BIN)/python -m pytest $(AT_ONCE)

@@ -16,6 +16,7 @@ from benchmarks.all_layers import all_layers
 from benchmarks.bench import Bench
 from benchmarks.concepts import concepts
 from benchmarks.data import find_photographs
+from benchmarks.deconvnet import deconvnet
 from benchmarks.figure import Figure
 from benchmarks.forward_share import forward_share
 from benchmarks.images import images
@@ -31,11 +32,20 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     function.__name__: function
     for function in (
         *(forward_share, all_layers, images, concepts, units, workers, null, memory, staged),
-        activation_maximization,
+        *(activation_maximization, deconvnet),
     )
 }
-WITH_BARS = ("forward_share", "all_layers", "concepts", "workers", "null", "memory", "activation_maximization")
-ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null", "activation_maximization")
+WITH_BARS = (
+    "forward_share",
+    "all_layers",
+    "concepts",
+    "workers",
+    "null",
+    "memory",
+    "activation_maximization",
+    "deconvnet",
+)
+ON_GPU = ("forward_share", "all_layers", "concepts", "units", "null", "activation_maximization", "deconvnet")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

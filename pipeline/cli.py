@@ -148,11 +148,11 @@ def submit(
 
 @app.command()
 def report(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]... [NAME=VALUE]...")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[STUDY|last]... [NAME=VALUE]...")] = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="where the pages go")] = Path("raydissect-report"),
     all_units: Annotated[bool, typer.Option(help="exemplars of every unit, not only of detectors")] = False,
 ) -> None:
-    """Write a study's report as HTML pages; without a study, of the only one there is.
+    """Write a study's report as HTML pages; without a study, of the only one there is; `last` is that of the last run.
 
     Of several results of a layer the newest is shown; settings such as union=all choose among those that have them.
     """

@@ -12,9 +12,7 @@ from pipeline.errors import InputError, SettingsError
 from pipeline.redact import shown_settings
 from pipeline.settings import NUMERICS, flatten
 from pipeline.store import Store
-from pipeline.study import Study
-
-LAST = "last"
+from pipeline.study import LAST, Study
 
 _MAY_DIFFER = ("store",)
 

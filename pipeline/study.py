@@ -15,6 +15,8 @@ from pipeline.store import Store, digest
 from schemas import STUDIES
 from workers.precision import MemoryFormat, Precision
 
+LAST = "last"
+
 
 class Numerics(BaseModel):
     """What can move the last bit of a forward pass."""
@@ -94,13 +96,24 @@ def list_studies(store: Store) -> dict[str, Study]:
 def find_study(store: Store, prefix: str) -> Study:
     """The one study whose id begins with `prefix`; an empty prefix finds the only study there is.
 
+    Args:
+        store: where it lies.
+        prefix: or `last`, the study of the last run.
+
     Raises:
         InputError: none or several begin with it; the message lists those there are.
     """
     studies = list_studies(store)
+    announced = sorted(path for path in store.list("runs") if path.endswith(".json"))
+    if prefix == LAST and announced:
+        prefix = store.read_json(announced[-1])["study_id"]
     found = [study for study_id, study in sorted(studies.items()) if study_id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
-    known = "\n".join(f"  {i}  {s.model} on {s.dataset}" for i, s in sorted(studies.items())) or "  none"
+    rows = [f"  {i}  {s.model} {s.weights} on {s.dataset}" for i, s in sorted(studies.items())]
+    known = "\n".join(rows) or "  none"
     number = "no study" if not found else f"{len(found)} studies"
-    raise InputError(f"{number} in {store.url} with an id that begins with {prefix!r}. There are:\n{known}")
+    raise InputError(
+        f"{number} in {store.url} with an id that begins with {prefix!r}: name one, or `last` for that of the last run. "
+        f"There are:\n{known}"
+    )

@@ -78,7 +78,7 @@ class Deconvnet(UnitStage):
         def compute(loaded: Loaded) -> pa.Table:
             layer, requests, images = loaded
             made = patterns[layer]
-            rows = [self._row(made, *one, stride) for one in made.project(images, requests)]
+            rows = [self.row(made, *one, stride) for one in made.project(images, requests)]
             return PARTIAL.cast(pa.Table.from_pylist(rows, schema=PARTIAL.schema))
 
         def write(shard: Shard, table: pa.Table) -> int:
@@ -110,7 +110,8 @@ class Deconvnet(UnitStage):
         requests = [Request(**row) for row in rows if row["unit"] in chosen and row["rank"] < self.count]
         return in_batches(requests, self.batch)
 
-    def _row(self, patterns: LayerPatterns, request: Request, pattern: Pattern, stride: int) -> dict[str, Any]:
+    def row(self, patterns: LayerPatterns, request: Request, pattern: Pattern, stride: int) -> dict[str, Any]:
+        """One row of the table, without the key of the result."""
         value, box = pattern.value, pattern.box
         return {
             "unit": request.unit,

@@ -155,14 +155,15 @@ class LayerPatterns:
         ]
         with rounding(numerics.precision):
             made = project(
-                self._function, given, [self._round(one) for one in rounds], self._rule, self._keep, self._extend
+                self._function, given, [self.round(one) for one in rounds], self._rule, self._keep, self._extend
             )
             for one, projection in zip(rounds, made, strict=True):
                 pattern, activation = projection.pattern.float().cpu(), projection.activation.float().cpu()
                 for place, request in one.items():
                     yield request, self._cut(pattern[place], pixels[place], activation[place].item(), request)
 
-    def _round(self, requests: Mapping[int, Request]) -> Round:
+    def round(self, requests: Mapping[int, Request]) -> Round:
+        """A request for each place in the batch that has one, as the method takes them."""
         columns = []
         for name, empty in (("unit", -1), ("y", 0), ("x", 0)):
             values = [getattr(requests[place], name) if place in requests else empty for place in range(self._batch)]

@@ -17,6 +17,7 @@ from benchmarks.bare import BareForward
 from benchmarks.bench import TO_DETECTORS, Bench
 from benchmarks.concepts import concepts
 from benchmarks.data import ROOT, write_specks
+from benchmarks.deconvnet import UNITS, Pairs, deconvnet
 from benchmarks.figure import Figure
 from benchmarks.forward_share import forward_share
 from benchmarks.images import images
@@ -105,6 +106,36 @@ def test_memory_is_of_a_process_of_its_own(bench):
     few, many, ratio = memory(bench, 4, 8)
     assert 50 < few.median < 5000
     assert ratio.values == (many.median / few.median,)
+
+
+def test_deconvnet(bench):
+    figures = by_name(list(deconvnet(bench, (MININET,), number=2)))
+    assert len(figures) == 5
+    assert sum(figure.bar is not None for figure in figures.values()) == 4
+    assert all("MiniNet features.9, 2 images" in name for name in figures)
+
+
+def test_deconvnet_times_as_many_pairs_on_either_side(bench, monkeypatch):
+    pairs = Pairs(bench, MININET, 2)
+    forward, original = [], LayerFunction.__call__
+
+    def count(self, images, redirected=False):
+        forward.append(len(images))
+        return original(self, images, redirected)
+
+    monkeypatch.setattr(LayerFunction, "__call__", count)
+    pairs.bare(UNITS)
+    assert forward == [2] * UNITS
+    rows, row = [], pairs._stage.row
+
+    def note(*arguments):
+        rows.append(row(*arguments))
+
+    object.__setattr__(pairs, "_stage", type("Stage", (), {"row": staticmethod(note)}))
+    forward.clear()
+    pairs.rows(UNITS)
+    assert forward == [2]
+    assert sorted((one["image_id"], one["unit"]) for one in rows) == [(i, u) for i in range(2) for u in range(UNITS)]
 
 
 def test_activation_maximization(bench):
