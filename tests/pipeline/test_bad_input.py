@@ -57,7 +57,10 @@ def assert_refused(ended: Ended, code: int, *told: str) -> None:
         (["layers", "model=alexnett"], ["model is 'alexnett'", "near are alexnet"]),
         (["layers", "model=alexnet", "layers=featurs.*"], ["layers is 'featurs.*'", "near are"]),
         (["models", "alexnett"], ["no network's name holds 'alexnett'; did you mean 'alexnet'"]),
-        (["report", "zzz"], ["no study in", "begins with 'zzz'. There are:", "mininet on tiny"]),
+        (
+            ["report", "zzz"],
+            ["no study in", "begins with 'zzz': name one, or `last`", "There are:", "mininet random on tiny"],
+        ),
         (["query", "select * frm tally"], ["the query failed: Parser Error", 'near "tally"']),
     ],
 )

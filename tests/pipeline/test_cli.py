@@ -159,6 +159,20 @@ def test_report_of_a_study_by_the_beginning_of_its_id(small: Small, tmp_path):
     assert study in (tmp_path / "pages" / "index.html").read_text()
 
 
+def test_report_of_the_last_run(small: Small, tmp_path):
+    store = shutil.copytree(small.store, tmp_path / "store")
+    assert raydissect(*small.run(store), "model.seed=1", "stages=[layer_summary,exemplars]").code == 0
+    (other,) = {row.split()[0] for row in raydissect("studies", f"store={store}").out.splitlines()[1:]} - {
+        only_study(small.store)
+    }
+    ended = raydissect("report", f"store={store}", "-o", tmp_path / "pages")
+    assert ended.code == 2
+    assert "2 studies in" in ended.err
+    ended = raydissect("report", "last", f"store={store}", "-o", tmp_path / "pages")
+    assert ended.code == 0, ended.err
+    assert other in (tmp_path / "pages" / "index.html").read_text()
+
+
 def test_gc_dry_run_removes_nothing(small: Small):
     before = sorted(small.store.rglob("*"))
     ended = raydissect("gc", f"store={small.store}", "--dry-run", "--staging", "--older-than", "0")
