@@ -69,7 +69,11 @@ def make_environment(classes: dict[str, str]) -> Environment:
     environment.filters["ratio"] = _format_ratio
     environment.filters["percent"] = _formatter("{:.0%}")
     environment.globals |= {"explain": explain, "filter_of": filter_of, "title_of": title_of, "trace_of": trace_of}
-    environment.globals |= {"describe_pattern": describe_pattern, "describe_moment": describe_moment}
+    environment.globals |= {
+        "describe": describe,
+        "describe_pattern": describe_pattern,
+        "describe_moment": describe_moment,
+    }
     environment.globals |= {"draw_unit": draw_unit, "depth_class": depth_class}
     environment.globals |= {"sparkline": (WIDTH, HEIGHT), "strip_width": STRIP_WIDTH, "columns_height": COLUMNS_HEIGHT}
     return environment

@@ -165,8 +165,8 @@
     patterns = [...pairs.querySelectorAll(".pattern a")];
     crops = [...pairs.querySelectorAll(".crop a")];
     show(Math.max(patterns.indexOf(link), crops.indexOf(link)));
+    if (!dialog.isConnected) document.body.append(dialog);
     dialog.showModal();
   });
-  document.body.append(dialog);
   document.documentElement.classList.add("scripted");
 })();

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.report import ReportData, write_report
+from tests.pipeline.report.browser import load_all
 from tests.pipeline.report.synthetic import ATTACK, STUDY, make_layer
 from tests.pipeline.report.synthetic_maximized import make_maximized, make_maximized_only, maximized_row
 
@@ -18,17 +19,6 @@ pytestmark = pytest.mark.browser
 def visit(maximized_report: Path, open_page: Callable[..., Any]) -> Callable[..., Any]:
     """Opens a page of the report."""
     return partial(open_page, maximized_report)
-
-
-def load_all(page: Any) -> None:
-    for details in page.query_selector_all("details"):
-        details.evaluate("element => { element.open = true }")
-    decoded = """() => Promise.all([...document.images].map(async image => {
-        image.loading = 'eager';
-        await image.decode();
-        return image.naturalWidth;
-    }))"""
-    assert all(page.evaluate(decoded))
 
 
 @pytest.mark.parametrize("width", [1280, 390])
