@@ -44,6 +44,17 @@ def test_variants_differ_in_the_first_two_convolutions_alone():
     assert len({tuple(found[2:]) for found in convolutions.values()}) == 1
 
 
+def test_the_first_two_convolutions_of_the_variants_begin_small():
+    for name in ("minialexnet", "minizfnet"):
+        spreads = [
+            module.weight.std().item()
+            for module in MiniNet(generator=torch.Generator().manual_seed(0), **VARIANTS[name]).modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        assert spreads[:2] == pytest.approx([0.001, 0.001], rel=0.02)
+        assert min(spreads[2:]) > 0.03
+
+
 def test_no_module_works_in_place():
     relus = [module for module in MiniNet().modules() if isinstance(module, nn.ReLU)]
     assert len(relus) == 6
