@@ -100,8 +100,7 @@ def run(
         f"study {outcome.study_id}: {len(outcome.layers)} layers, {len(outcome.computed)} results computed, "
         f"{len(outcome.found)} found done"
     )
-    pictured = "activation_maximization" in composed.stages
-    _print_summary(composed.store, outcome.study_id, {*outcome.computed, *outcome.found} if pictured else set())
+    _print_summary(composed.store, outcome.study_id, composed.stages, [*outcome.computed, *outcome.found])
 
 
 @app.command()
@@ -420,16 +419,17 @@ def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     return names, [one for one in arguments or [] if "=" in one]
 
 
-def _print_summary(store_url: str, study_id: str, pictured: set[str]) -> None:
-    """Detectors and unique concepts of every layer of a study, and what came of the pictures among some results."""
-    from pipeline.status import layer_counts, picture_counts
+def _print_summary(store_url: str, study_id: str, stages: tuple[str, ...], results: list[str]) -> None:
+    """Detectors and unique concepts of every layer of a study, and what came of other stages that were asked for."""
+    from pipeline.closing import closing_tables
+    from pipeline.status import layer_counts
     from pipeline.store import Store
 
     store = Store(store_url)
     if rows := layer_counts(store, study_id):
         print_rows(["layer", "units", "detectors", "unique concepts", "dead units"], rows)
-    if pictured and (rows := picture_counts(store, study_id, pictured)):
-        print_rows(["layer", "preset", "pictures", "dead", "blocked", "best / best real image"], rows)
+    for rows in closing_tables(store, study_id, stages, results):
+        print_rows(list(rows[0]), rows)
 
 
 if __name__ == "__main__":

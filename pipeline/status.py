@@ -1,6 +1,5 @@
 """What a store holds and how far running work is: read from the store, so from any machine."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +12,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.record import PASSES_FILE, Record, read_choice
 from pipeline.store import Store
 from pipeline.study import list_studies
-from schemas import ACTIVATION_MAXIMIZATION, LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
+from schemas import LAYER_SUMMARY, LAYERS, RUNS, THRESHOLDS
 from workers.worker import Shard
 
 SILENCE = 4 * LONGEST
@@ -82,30 +81,6 @@ def layer_counts(store: Store, study_id: str) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=depth)
-
-
-def picture_counts(store: Store, study_id: str, among: Collection[str]) -> list[dict[str, Any]]:
-    """What activation maximization made of layers, of some results only: their tables hold pictures, and are large."""
-    results = [
-        one
-        for one in list_results(store, study_id)
-        if ACTIVATION_MAXIMIZATION.name in one.tables and one.result_id in among
-    ]
-    rows = []
-    for result in sorted(results, key=lambda one: one.layer):
-        found = read_result_table(store, result, ACTIVATION_MAXIMIZATION, ["outcome", "ratio"]).to_pandas()
-        outcomes = found["outcome"].value_counts()
-        rows.append(
-            {
-                "layer": result.layer,
-                "preset": result.settings["preset"],
-                "pictures": int(outcomes.get("drawn", 0)),
-                "dead": int(outcomes.get("dead", 0)),
-                "blocked": int(outcomes.get("relu_blocked", 0)),
-                "best / best real image": "" if found["ratio"].isna().all() else f"{found['ratio'].median():.2f}",
-            }
-        )
-    return rows
 
 
 def _run_row(store: Store, word: dict[str, Any], ended: str | None, now: datetime) -> dict[str, Any]:
