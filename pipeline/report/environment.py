@@ -80,11 +80,16 @@ def make_environment(classes: dict[str, str]) -> Environment:
 
 
 def describe(settings: dict[str, Any]) -> list[tuple[str, Any, str]]:
-    """Settings as name, value, what the value means."""
+    """Settings as name, value, what the value means; of things with names, such as checkpoints, the names."""
     return [
-        (name, MISSING if value is None else value, MEANINGS.get(name, {}).get(str(value), ""))
+        (name, MISSING if value is None else _name_things(value), MEANINGS.get(name, {}).get(str(value), ""))
         for name, value in settings.items()
     ]
+
+
+def _name_things(value: Any) -> Any:
+    things = isinstance(value, list | tuple) and value and all(isinstance(one, dict) and "name" in one for one in value)
+    return ", ".join(str(one["name"]) for one in value) if things else value
 
 
 def _formatter(form: str) -> Callable[[float | None], str]:

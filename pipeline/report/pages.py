@@ -183,7 +183,7 @@ def _evolutions_context(site: Site) -> dict[str, Any]:
         "groups": groups,
         "panels": _columns_of([one for one in evolutions if one.is_dissected], categories),
         "categories": categories,
-        "settings": _shared([one.settings for one in evolutions]),
+        "settings": describe(_common([one.settings for one in evolutions])),
         "results": sorted({result for one in evolutions for result in one.results}),
     }
 
@@ -283,6 +283,12 @@ def _shared(settings: Sequence[dict[str, Any]]) -> list[tuple[str, Any, str]]:
     """Settings in words that several results have in common; none where they differ."""
     alike = bool(settings) and all(other == settings[0] for other in settings)
     return describe(settings[0]) if alike else []
+
+
+def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that several results have in common."""
+    first, *others = settings
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 
 
 def _group(concepts: Sequence[ConceptCount]) -> list[tuple[str, list[ConceptCount]]]:

@@ -169,6 +169,16 @@ def test_all_layers_on_one_page(evolution_report: Path) -> None:
     assert page.count(">12</text>") == 2  # detectors of both layers are on one scale
 
 
+def test_settings_that_layers_share_are_on_their_page(tmp_path: Path) -> None:
+    points = [[{"name": f"{ATTACK}-{i}", "epoch": i}, {"name": "last", "epoch": 9}] for i in range(2)]
+    data = [make_evolution(f"conv{i}", [], checkpoint_rows(0), points=points[i], rule=ATTACK) for i in range(2)]
+    write_report(tmp_path, ReportData(STUDY, [], evolutions=data))
+    text = words_of((tmp_path / "evolution.html").read_text(encoding="utf-8"))
+    assert f"settled 0.9 checkpoints [&#39;epoch-1.pt&#39;, &#39;epoch-2.pt&#39;] count 1 rule {escape(ATTACK)}" in text
+    assert " points " not in text
+    assert f"points {escape(ATTACK)}-1, last" in words_of(read_page(tmp_path, "conv1-evolution"))
+
+
 def test_index_says_where_layers_settle(evolution_report: Path) -> None:
     text = words_of((evolution_report / "index.html").read_text(encoding="utf-8"))
     assert "features.0 8 units over 6 checkpoints, settled from epoch 35" in text

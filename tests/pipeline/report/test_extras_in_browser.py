@@ -26,8 +26,10 @@ NAMES = (
 @pytest.fixture(scope="module")
 def whole_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report that has all there is, with more checkpoints than a screen is wide."""
+    moments = moment_rows(8, 7, places=24)
+    moments[-1]["same_image"] = False  # of the last checkpoint, far to the right
     evolutions = [
-        make_evolution("features.0", moment_rows(8, 7, places=24), checkpoint_rows(8, places=24, speed=1.6)),
+        make_evolution("features.0", moments, checkpoint_rows(8, places=24, speed=1.6)),
         make_evolution("features.1", moment_rows(12, 70, True), checkpoint_rows(12, True)),
     ]
     data = replace(make_patterns_data(), diagnoses=make_diagnosis_data().diagnoses, evolutions=evolutions)
