@@ -1,12 +1,12 @@
 """From a list of checkpoints to what is known of each: all are dissected, each in a study of its own."""
 
-import logging
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.compose import RunSettings
 from pipeline.errors import SettingsError
 from pipeline.plan import make_plan
+from pipeline.redact import shown
 from pipeline.settings import OnProgress
 from pipeline.stage import Stage
 from pipeline.stages.evolution import Checkpoint, Evolution, Followed, spread_out
@@ -14,31 +14,40 @@ from pipeline.store import Store
 from pipeline.subject import Subject, prepare
 from pipeline.tasks import find_checkpoints, is_glob
 from workers.models import ModelError
-
-logger = logging.getLogger("raydissect")
+from workers.weights import is_file
 
 STORED = "store:"
 TRAINED = "trained"
+RANDOM = "random"
+LARGEST = 2**31 - 1  # that the column `epoch` holds
+
+
+@dataclass(frozen=True)
+class Following:
+    """What an evolution is made from.
+
+    Attributes:
+        stage: the stage, with its checkpoints.
+        others: those that are not the run's own weights, each once, and how each is dissected.
+    """
+
+    stage: Followed
+    others: tuple[tuple[RunSettings, Subject], ...]
 
 
 def follow(
-    settings: RunSettings,
-    subject: Subject,
-    stages: dict[str, Stage],
-    dissect: Callable[[RunSettings, Subject], object],
-    on_progress: OnProgress | None = None,
-) -> Followed:
-    """Find the checkpoints of a stage `evolution`, have each dissected, and name the results to read.
+    settings: RunSettings, subject: Subject, stages: dict[str, Stage], on_progress: OnProgress | None = None
+) -> Following:
+    """Find the checkpoints of a stage `evolution`, load each once, and name the results that will be read of each.
 
-    All are loaded before anything runs, so that a file that does not fit is found at once. The run's own weights come
-    last; where the list does not end with them, they are added.
+    Nothing has run yet when a file does not fit. The run's own weights come last; where the list does not end with
+    them, they are added.
 
     Args:
         settings: of the run.
         subject: the run's own network.
         stages: their settings, by name.
-        dissect: has a checkpoint dissected, as far as it is not.
-        on_progress: told about shards.
+        on_progress: told about training.
 
     Raises:
         SettingsError: there are fewer than two checkpoints, or the run's own weights are one of the earlier ones.
@@ -46,31 +55,19 @@ def follow(
     """
     stage = stages[Evolution.name]
     assert isinstance(stage, Evolution)
-    listed = list_checkpoints(stage, settings, subject)
-    found = [(weights, _open(weights, settings, subject, on_progress)) for weights in listed]
-    own = subject.study.weights_sha256
-    if found[-1][1].study.weights_sha256 != own:
-        earlier = [weights for weights, one in found if one.study.weights_sha256 == own]
-        if earlier:
-            raise SettingsError(
-                f"model.weights are those of checkpoint {earlier[0]}, must be those of the last, {listed[-1]}: "
-                "an evolution belongs to the network that training ended with"
-            )
-        found.append((settings.model.weights, subject))
+    found = _open_all(stage, settings, subject, on_progress)
     if len(found) < 2:
-        raise SettingsError(f"checkpoints has {len(found)} checkpoint, must have 2 at least to tell what changes")
-    names = [_stem(weights) for weights, _ in found]
-    epochs = number_epochs(names)
+        raise SettingsError(
+            f"checkpoints has {len(found)} checkpoint, must have 2 at least, so that there is something that changes"
+        )
+    names = name_checkpoints([weights for weights, _ in found])
     points = []
-    for place, (weights, one) in enumerate(found):
-        logger.info("evolution: checkpoint %d of %d, %s", place + 1, len(found), names[place])
-        if one.study.weights_sha256 != own:
-            dissect(_with_weights(settings, weights, subject), one)
+    for name, epoch, (_, one) in zip(names, number_epochs(names), found, strict=True):
         ids = make_plan(one.store, one.study, list(subject.layers), [], stages).ids
         points.append(
             Checkpoint(
-                name=names[place],
-                epoch=epochs[place],
+                name=name,
+                epoch=epoch,
                 weights=one.model.weights,
                 kept=one.model.copy,
                 sha256=one.study.weights_sha256,
@@ -79,11 +76,19 @@ def follow(
                 detectors={layer: ids["detectors", layer] for layer in subject.layers},
             )
         )
-    return Followed(**stage.model_dump(), points=tuple(points))
+    others = {one.study.study_id: (_with_weights(settings, weights, subject), one) for weights, one in found}
+    others.pop(subject.study.study_id)
+    return Following(Followed(**stage.model_dump(), points=tuple(points)), tuple(others.values()))
 
 
-def list_checkpoints(stage: Evolution, settings: RunSettings, subject: Subject) -> list[str]:
-    """The checkpoints as `model.weights` takes them: globs expanded, numbers in names in their order, some picked.
+def list_checkpoints(stage: Evolution, store: Store, weights: str, trained: str) -> list[str]:
+    """The checkpoints as `model.weights` takes them: globs expanded, numbers in names in their order.
+
+    Args:
+        stage: what is listed.
+        store: for `store:`.
+        weights: `model.weights` of the run.
+        trained: where these lie, if the network was trained here.
 
     Raises:
         SettingsError: none are given, or a glob matches nothing.
@@ -91,30 +96,66 @@ def list_checkpoints(stage: Evolution, settings: RunSettings, subject: Subject) 
     """
     listed: list[str] = []
     for pattern in stage.checkpoints:
-        matches = sorted(find_checkpoints(pattern, subject.store), key=_natural) if is_glob(pattern) else [pattern]
+        matches = sorted(find_checkpoints(pattern, store), key=_natural) if is_glob(pattern) else [pattern]
         if not matches:
-            raise SettingsError(f"checkpoints has {pattern}, which matches no file of weights")
+            raise SettingsError(f"checkpoints has {shown(pattern)}, which matches no file of weights")
         listed += matches
     if not stage.checkpoints:
-        if settings.model.weights != TRAINED:
+        if weights != TRAINED:
             raise SettingsError(
-                "checkpoints is empty: give files of weights in the order of the training, or a glob such as "
-                "checkpoints=checkpoints/epoch-*.safetensors"
+                "checkpoints is empty: give files of weights in the order of the training, or globs such as "
+                "checkpoints=[checkpoints/epoch-*.safetensors]"
             )
-        listed = [f"{STORED}{path}" for path in _of_training(subject.store, subject.model.weights)]
-    most = stage.most_checkpoints or len(listed)
-    return [listed[place] for place in spread_out(len(listed), most)]
+        listed = [f"{STORED}{path}" for path in _of_training(store, trained)]
+    return listed
+
+
+def name_checkpoints(listed: list[str]) -> list[str]:
+    """Files' names without suffix; with their folders where only these tell them apart."""
+    stems = [_stem(weights) for weights in listed]
+    if len(set(stems)) == len(set(listed)):
+        return stems
+    return ["/".join([*_folders(weights)[-1:], stem]) for weights, stem in zip(listed, stems, strict=True)]
 
 
 def number_epochs(names: list[str]) -> list[int | None]:
-    """The number in which names differ; None for all where they differ otherwise, or in several."""
-    parts = [re.split(r"(\d+)", name) for name in names]
+    """The number in which names differ, and 0 for `random`; None for all where they differ otherwise, or in several."""
+    none: list[int | None] = [None] * len(names)
+    parts = [re.split(r"(\d+)", name) for name in names if name != RANDOM]
     if len({len(one) for one in parts}) != 1:
-        return [None] * len(names)
+        return none
     differing = [place for place in range(len(parts[0])) if len({one[place] for one in parts}) > 1]
     if len(differing) != 1 or differing[0] % 2 == 0:
-        return [None] * len(names)
-    return [int(one[differing[0]]) for one in parts]
+        return none
+    numbers = [int(one[differing[0]]) for one in parts]
+    if max(numbers) > LARGEST:
+        return none
+    rest = iter(numbers)
+    return [0 if name == RANDOM else next(rest) for name in names]
+
+
+def _open_all(
+    stage: Evolution, settings: RunSettings, subject: Subject, on_progress: OnProgress | None
+) -> list[tuple[str, Subject]]:
+    """Those to look at, the run's own weights last; of too many, only these are loaded."""
+    listed = list_checkpoints(stage, subject.store, settings.model.weights, subject.model.weights)
+    last = _open(listed[-1], settings, subject, on_progress)
+    is_own = last.study.study_id == subject.study.study_id
+    whole = listed if is_own else [*listed, settings.model.weights]
+    picked = [whole[place] for place in spread_out(len(whole), stage.most_checkpoints or len(whole))]
+    opened = {listed[-1]: last, settings.model.weights: subject}
+    for weights in picked:
+        if weights not in opened:
+            opened[weights] = _open(weights, settings, subject, on_progress)
+    found = [(weights, opened[weights]) for weights in picked]
+    own = [one.study.study_id == subject.study.study_id for _, one in found]
+    if not is_own and (settings.model.weights in listed or any(own[:-1])):
+        earlier = picked[own.index(True)] if any(own[:-1]) else settings.model.weights
+        raise SettingsError(
+            f"model.weights are those of checkpoint {shown(earlier)}, must be those of the last, {shown(listed[-1])}: "
+            "an evolution belongs to the network that training ended with"
+        )
+    return found
 
 
 def _of_training(store: Store, weights: str) -> list[str]:
@@ -124,16 +165,28 @@ def _of_training(store: Store, weights: str) -> list[str]:
 
 
 def _open(weights: str, settings: RunSettings, subject: Subject, on_progress: OnProgress | None) -> Subject:
+    """A checkpoint, once it has proved to be of the run's network.
+
+    Raises:
+        SettingsError: it cannot be read.
+        ModelError: it is of another network.
+    """
     try:
         found = prepare(_with_weights(settings, weights, subject), on_progress)
     except (ModelError, SettingsError) as error:
-        raise type(error)(f"checkpoint {weights}: {error}") from error
+        reason = shown(str(error).removeprefix("model.weights: "))
+        raise type(error)(f"checkpoint {shown(weights)}: {reason}") from error
     for name, layer in subject.layers.items():
-        if found.layers[name] != layer:
+        if found.layers[name].num_units != layer.num_units:
             raise ModelError(
-                f"checkpoint {weights} is of another network: layer {name} has {found.layers[name].num_units} units, "
-                f"those of {settings.model.weights} have {layer.num_units}"
+                f"checkpoint {shown(weights)} is of another network: layer {name} has "
+                f"{found.layers[name].num_units} units, that of {shown(settings.model.weights)} has {layer.num_units}"
             )
+    if found.study.preprocessing != subject.study.preprocessing:
+        raise ModelError(
+            f"checkpoint {shown(weights)} wants images as {found.study.preprocessing}, "
+            f"{shown(settings.model.weights)} as {subject.study.preprocessing}: patterns cannot be compared"
+        )
     return found
 
 
@@ -151,4 +204,8 @@ def _natural(path: str) -> list[str | int]:
 def _stem(weights: str) -> str:
     """A file's name without folder, query and suffix."""
     name = weights.partition("?")[0].rpartition("/")[2]
-    return name.rpartition(".")[0] or name
+    return name.rpartition(".")[0] if is_file(weights) else name
+
+
+def _folders(weights: str) -> list[str]:
+    return [part for part in weights.removeprefix(STORED).partition("?")[0].split("/")[:-1] if part]

@@ -62,12 +62,31 @@ def run(
     if resumed is not None:
         resumed.check(subject.study)
     if Evolution.name in wanted:
-
-        def dissect(other: RunSettings, found: Subject) -> None:
-            execute(other, found, expand_stages(list(other.stages)), stages, executor, on_progress, verify=verify)
-
-        stages = {**stages, Evolution.name: follow(settings, subject, stages, dissect, on_progress)}
+        following = follow(settings, subject, stages, on_progress)
+        stages = {**stages, Evolution.name: following.stage}
+        if _is_evolution_missing(subject, wanted, stages):
+            for place, (other, found) in enumerate(following.others):
+                logger.info("checkpoint %d of %d: %s", place + 1, len(following.others), found.study.weights)
+                dissect = expand_stages(list(other.stages))
+                execute(other, found, dissect, stages, executor, on_progress, verify=verify, asked=(settings, subject))
     return execute(settings, subject, wanted, stages, executor, on_progress, verify=verify)
+
+
+def _is_evolution_missing(subject: Subject, wanted: list[str], stages: dict[str, Stage]) -> bool:
+    """Whether checkpoints must be dissected; if so, the run's own settings are looked at before.
+
+    Raises:
+        SettingsError: they do not fit a layer or the data set.
+    """
+    plan = make_plan(subject.store, subject.study, list(subject.layers), wanted, stages)
+    if not any(stage == Evolution.name for stage, _ in plan.todo):
+        return False
+    bare = Job(subject.store, subject.study, subject.manifest, subject.model, subject.device, {})
+    for stage in plan.stages:
+        for name, layer in subject.layers.items():
+            if (stage.name, name) in plan.todo:
+                stage.check(layer, bare)
+    return True
 
 
 def execute(
@@ -79,8 +98,13 @@ def execute(
     on_progress: OnProgress | None = None,
     *,
     verify: bool = False,
+    asked: tuple[RunSettings, Subject] | None = None,
 ) -> Outcome:
-    """Run the missing stages and keep a record of it, however it ends."""
+    """Run the missing stages and keep a record of it, however it ends.
+
+    Args:
+        asked: what to resume where this is only part of it, as a checkpoint's dissection is of an evolution.
+    """
     started = datetime.now(UTC)
     run_id = f"{started:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     outcome = Outcome(run_id, subject.study.study_id, list(subject.layers))
@@ -91,7 +115,7 @@ def execute(
             tell("run_started", study_id=outcome.study_id, stages=wanted, layers=outcome.layers)
             subject.study.publish(subject.store)
             plan = partial(make_plan, subject.store, subject.study, outcome.layers, wanted, stages)
-            work = _Work(settings, subject, plan, executor, outcome, on_progress, tell)
+            work = _Work(asked or (settings, subject), subject, plan, executor, outcome, on_progress, tell)
             work.run(started, verify)
     except BaseException as error:
         raised = error
@@ -112,7 +136,7 @@ def execute(
 class _Work:
     """A run's plan, and who works through it."""
 
-    settings: RunSettings
+    asked: tuple[RunSettings, Subject]
     subject: Subject
     plan: Callable[..., Plan]
     executor: Executor
@@ -126,7 +150,7 @@ class _Work:
         withdrawn = self._forget(look(self.subject.store, self.plan().published.values()))
         for mends_left in reversed(range(MOST_MENDS + 1)):
             current = self.plan(again=withdrawn)
-            _announce(self.settings, self.subject, current, self.outcome.run_id, started)
+            _announce(self.asked, self.subject, current, self.outcome.run_id, started)
             self.outcome.found.clear()
             try:
                 Runner(self.subject, current, self.executor, self.outcome, self.on_progress, self.on_event).run()
@@ -144,7 +168,7 @@ class _Work:
         return forget(self.subject.store, self.outcome.study_id, paths)
 
 
-def _announce(settings: RunSettings, subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
+def _announce(asked: tuple[RunSettings, Subject], subject: Subject, plan: Plan, run_id: str, started: datetime) -> None:
     """Leave word of what is being worked on, for `status`, and from what, for `--resume`: the store alone tells it."""
     todo = []
     for stage in plan.stages:
@@ -156,8 +180,9 @@ def _announce(settings: RunSettings, subject: Subject, plan: Plan, run_id: str, 
                 shards = len(stage.shards(job))
                 todo.append({"stage": stage.name, "layer": layer, "result_id": result_id, "shards": shards})
     word = {"run_id": run_id, "study_id": subject.study.study_id, "started": started.isoformat()}
+    settings, whole = asked
     kept, withheld = shown_settings(settings.model_dump(mode="json"))
-    origin = {"settings": kept, "withheld": withheld, "study": subject.study.model_dump(mode="json")}
+    origin = {"settings": kept, "withheld": withheld, "study": whole.study.model_dump(mode="json")}
     subject.store.write_json(f"runs/{run_id}.json", {**word, **origin, "todo": todo})
 
 

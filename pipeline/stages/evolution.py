@@ -1,17 +1,17 @@
 """Evolution: the same units at one checkpoint of a training after another."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.errors import StoreError
+from pipeline.errors import AlteredError, StoreError
 from pipeline.results import Result, find_result, read_result_table
 from pipeline.settings import Settings
 from pipeline.stage import Job, Layer, LayerJob, Reduced, read_anywhere, stage_writer, staged_tables
@@ -22,6 +22,7 @@ from pipeline.stages.real_images import decode, read_images
 from schemas import DETECTORS, EVOLUTION, EVOLUTION_LAYERS, EXEMPLARS, Table
 from workers.methods.deconvnet import Rule
 from workers.models import LoadedModel, load
+from workers.precision import rounding
 from workers.worker import Shard, Worker
 
 PARTIAL = Table("partial_evolution", 1, pa.schema(list(EVOLUTION.schema)[3:]), sort=EVOLUTION.sort)
@@ -185,13 +186,21 @@ class _FollowedLayer:
 
     def _read(self, point: Checkpoint, stage: str, ids: dict[str, str], table: Table, columns: list[str]) -> list[Row]:
         found = self._result(point, stage, ids)
-        return read_result_table(self._job.store, found, table, columns).to_pylist()
+        try:
+            return read_result_table(self._job.store, found, table, columns).to_pylist()
+        except AlteredError as error:
+            if point.study_id == self._job.study.study_id:
+                raise
+            raise StoreError(f"of checkpoint {point.name}, {error}; --verify makes it again") from error
 
     def _result(self, point: Checkpoint, stage: str, ids: dict[str, str]) -> Result:
         layer = self._layer.layer.name
         found = find_result(self._job.store, point.study_id, stage, layer, ids[layer])
         if found is None:
-            raise StoreError(f"the {stage} of checkpoint {point.name} on {layer}, result {ids[layer]}, are gone")
+            raise StoreError(
+                f"the {stage} of checkpoint {point.name} on {layer}, result {ids[layer]} of study {point.study_id}, "
+                "are gone since the run began: the same command again makes them again"
+            )
         return found
 
     def _detected(self, point: Checkpoint) -> dict[int, Row]:
@@ -214,8 +223,8 @@ class _FollowedLayer:
         point, detected = self._stage.points[place], self._detected(self._stage.points[place])
         cosines = self._cosines(place, models, images)
         before = self._tops[place - 1] if place else {}
-        rows = []
-        for request, pattern in self._patterns(models[place], [*self._tops[place].values()], images):
+        made, rows = self._of(models[place]), []
+        for request, pattern in self._patterns(made, [*self._tops[place].values()], images):
             unit, box = request.unit, pattern.box
             match, anchor = detected.get(unit, {}), self._tops[-1].get(unit)
             last, previous = cosines.get(unit, (None, None))
@@ -237,7 +246,7 @@ class _FollowedLayer:
                     "left": box.left,
                     "bottom": box.bottom,
                     "right": box.right,
-                    **self._of(models[place]).draw(pattern),
+                    **made.draw(pattern),
                 }
             )
         return rows
@@ -249,16 +258,21 @@ class _FollowedLayer:
         anchors = [*self._tops[-1].values()]
         before, final = max(place - 1, 0), len(self._stage.points) - 1
         found = {}
-        for made in zip(*(self._patterns(model, anchors, images) for model in models.values()), strict=True):
-            unit = made[0][0].unit
-            value = {one: pattern.value for one, (_, pattern) in zip(models, made, strict=True)}
-            found[unit] = (_cosine(value[place], value[final]), _cosine(value[place], value[before]))
+        with ExitStack() as stack:  # each sets and resets the rounding while another is under way: not beyond here
+            stack.enter_context(rounding(self._job.study.numerics.precision))
+            patterns = [
+                stack.enter_context(closing(self._patterns(self._of(model), anchors, images)))
+                for model in models.values()
+            ]
+            for made in zip(*patterns, strict=True):  # unit by unit, so that no more than one pattern each is held
+                unit = made[0][0].unit
+                value = {one: pattern.value for one, (_, pattern) in zip(models, made, strict=True)}
+                found[unit] = (_cosine(value[place], value[final]), _cosine(value[place], value[before]))
         return found
 
     def _patterns(
-        self, model: LoadedModel, requests: list[Request], images: dict[int, Tensor]
-    ) -> Iterator[tuple[Request, Pattern]]:
-        made = self._of(model)
+        self, made: LayerPatterns, requests: list[Request], images: dict[int, Tensor]
+    ) -> Generator[tuple[Request, Pattern]]:
         for batch in in_batches(requests, self._stage.batch):
             yield from made.project(images, batch)
 
@@ -271,10 +285,12 @@ class _FollowedLayer:
 
 
 def _cosine(first: Tensor, second: Tensor) -> float | None:
-    """Of two patterns: 0 where only one is 0, for they have nothing in common; None where both are."""
-    if not first.any() and not second.any():
-        return None
-    return F.cosine_similarity(first.double().flatten(), second.double().flatten(), dim=0).item()
+    """Of two patterns, however faint: 0 where only one is 0, for they have nothing in common; None where both are."""
+    one, other = first.double().flatten(), second.double().flatten()
+    norms = (one.norm() * other.norm()).item()
+    if norms == 0:
+        return 0.0 if one.any() or other.any() else None
+    return (one @ other).item() / norms
 
 
 def spread_out(number: int, most: int) -> list[int]:
