@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.children import Child, OnLine, end
 from pipeline.datasets import load_manifest
-from pipeline.errors import BAD_INPUT, FAILED, InputError, RaydissectError
+from pipeline.errors import BAD_INPUT, FAILED, InputError, RaydissectError, SettingsError
+from pipeline.follow import TRAINED, follow, list_checkpoints
 from pipeline.gc import Removed
 from pipeline.hook import tell
 from pipeline.lease import Lease
@@ -26,7 +27,8 @@ from pipeline.redact import shown
 from pipeline.results import result_path
 from pipeline.schedule import Schedule
 from pipeline.stage import read_anywhere
-from pipeline.store import Store
+from pipeline.stages.evolution import Evolution
+from pipeline.store import Store, digest
 from pipeline.study import Study, list_studies
 from pipeline.subject import prepare
 from pipeline.tasks import Task, checkpoint_key, expand
@@ -39,6 +41,7 @@ LEASE = "reprocess"
 
 NEW, NEW_SETTINGS = "new", "new layers, stages or settings"
 CHANGED_DATA, CHANGED_WEIGHTS, CHANGED_VERSIONS = "changed data", "changed weights", "changed versions or machine"
+CHANGED_CHECKPOINTS = "new or changed checkpoints"
 FAILED_BEFORE, UNFINISHED, GONE = "failed before", "unfinished", "results are gone"
 DONE, RETIRED, IMPOSSIBLE = "done", "done, removed by retention", "cannot be run"
 
@@ -152,6 +155,8 @@ class Planner:
     def look(self, task: Task) -> tuple[str, tuple[str, ...], bool]:
         """Load a task's network and see: its study, its manifests, whether all are there or were retired."""
         subject, stages = prepare(task.settings), task.settings.stages_by_name()
+        if Evolution.name in task.stages:
+            stages = {**stages, Evolution.name: follow(task.settings, subject, stages).stage}
         study = subject.study
         plan = make_plan(self._store, study, list(subject.layers), task.stages, stages)
         wanted = [(stage, layer) for stage in task.stages for layer in plan.layers]
@@ -165,9 +170,9 @@ class Planner:
             return self._impossible(task, record, task.problem)
         try:
             found["dataset_id"] = self._dataset_id(task.data)
-            found["checkpoint_key"] = checkpoint_key(task.checkpoint, self._store)
+            found["checkpoint_key"] = self._checkpoint_key(task)
             found["file_sha256"] = self._file_sha256(task, record, found["checkpoint_key"])
-        except InputError as error:
+        except (InputError, SettingsError) as error:
             return self._impossible(task, record, str(error))
         reason = _reason(task, record, known_place, **found)
         if record is not None and reason == DONE:
@@ -176,7 +181,7 @@ class Planner:
                 kept = record.model_copy(update={**found, "outcome": "done", "error": None})
                 return Step(task, False, RETIRED if missing else DONE, kept)
             reason = GONE
-        if reason != GONE and self._may_be_known(task, **found):
+        if reason != GONE and self._may_be_known(task, **found) and self._are_known(task):
             try:
                 study_id, results, whole = self.look(task)
             except (RaydissectError, ValueError, RuntimeError, OSError) as error:
@@ -198,13 +203,41 @@ class Planner:
             self._datasets[name] = load_manifest(self._store, name).dataset_id
         return self._datasets[name]
 
+    def _checkpoint_key(self, task: Task) -> str | None:
+        """That of a task's checkpoint, and of those that it follows."""
+        own = checkpoint_key(task.checkpoint, self._store)
+        if Evolution.name not in task.stages:
+            return own
+        keys = {one: checkpoint_key(one, self._store) for one in self._followed(task)}
+        return None if None in (own, *keys.values()) else digest([own, *keys.items()])
+
+    def _followed(self, task: Task) -> list[str]:
+        """The checkpoints that a task lists for its evolution; none where they are those of its own training."""
+        stage = task.settings.stages_by_name()[Evolution.name]
+        assert isinstance(stage, Evolution)
+        if Evolution.name not in task.stages or (task.checkpoint == TRAINED and not stage.checkpoints):
+            return []
+        return list_checkpoints(stage, self._store, task.checkpoint, "")
+
+    def _are_known(self, task: Task) -> bool:
+        """Whether a look at the checkpoints that a task follows copies none into the store, and trains none."""
+        followed = self._followed(task)
+        try:
+            files = {self._sha256(one)[:16] for one in filter(is_file, followed)}
+        except InputError:
+            return False
+        return TRAINED not in followed and files <= self._weights
+
     def _file_sha256(self, task: Task, record: Record | None, key: str | None) -> str | None:
         if not is_file(task.checkpoint):
             return None
         if record is not None and key is not None and record.checkpoint_key == key:
             return record.file_sha256
+        return self._sha256(task.checkpoint)
+
+    def _sha256(self, checkpoint: str) -> str:
         try:
-            return hashlib.sha256(read_anywhere(self._store)(task.checkpoint)).hexdigest()
+            return hashlib.sha256(read_anywhere(self._store)(checkpoint)).hexdigest()
         except RaydissectError as error:
             raise InputError(str(error)) from error
 
@@ -254,7 +287,6 @@ def _reason(
     file_sha256: str | None,
 ) -> str:
     """What a task's record says; `DONE` where nothing changed since it was done."""
-    del checkpoint_key
     if record is None:
         return NEW_SETTINGS if known_place else NEW
     if record.dataset_id not in (None, dataset_id):
@@ -265,6 +297,8 @@ def _reason(
         return UNFINISHED if record.outcome == "running" else FAILED_BEFORE
     if record.environment != task.environment:
         return CHANGED_VERSIONS
+    if Evolution.name in task.stages and (checkpoint_key is None or checkpoint_key != record.checkpoint_key):
+        return CHANGED_CHECKPOINTS
     return DONE
 
 
