@@ -98,8 +98,8 @@ class Diagnosis(Stage):
                 "correlation": _but(value, alike < 0),
                 "duplicate_of": _but(stands_for, stands_for == units),
                 "aliasing": _but(share, share.isnan()),
-                "aliasing_images": _but(of_images, share.isnan()),
-                "is_aliased": _but(is_aliased(share, of_images, self.aliasing_limit), share.isnan()),
+                "aliasing_images": _but(of_images, of_images.isnan()),
+                "is_aliased": _but(is_aliased(share, of_images, self.aliasing_limit), (share - of_images).isnan()),
             }
         )
         summary = {
@@ -112,8 +112,8 @@ class Diagnosis(Stage):
             "aliasing_images": _median(rows["aliasing_images"]),
             "num_aliased": _count(rows["is_aliased"]),
         }
-        looked_at = len(rows) - rows["aliasing"].null_count
-        summary["verdict"] = verdict(summary, looked_at, why_not or "no unit has a pattern")
+        looked_at = len(rows) - rows["is_aliased"].null_count
+        summary["verdict"] = verdict(summary, looked_at, why_not or "no unit has a pattern of an image that varies")
         return Reduced({"diagnosis": rows, "diagnosis_layers": pa.Table.from_pylist([summary])})
 
     def _looks_at(self, job: Job, layer: LayerJob) -> tuple[int, str | None]:
@@ -135,7 +135,7 @@ def verdict(summary: dict[str, Any], looked_at: int, why_not: str) -> str:
 
     Args:
         summary: a row of `diagnosis_layers`.
-        looked_at: units that have a value of aliasing.
+        looked_at: units of which patterns and images have a value of aliasing.
         why_not: the reason, if there is none.
     """
     units = summary["num_units"]
@@ -161,7 +161,7 @@ def _shares(job: Job, layer: LayerJob) -> tuple[Float64[Tensor, " unit"], Float6
     """Of every unit, the medians over its patterns: of theirs, and of the images'; NaN without patterns."""
     names = ["nyquist_share", "nyquist_share_image"]
     table = read_result_table(job.store, layer.inputs["deconvnet"], DECONVNET, ["unit", *names])
-    medians = table.to_pandas().dropna().groupby("unit").median().reindex(range(layer.layer.num_units))
+    medians = table.to_pandas().groupby("unit").median().reindex(range(layer.layer.num_units))
     share, of_images = (torch.from_numpy(medians[name].to_numpy(np.float64, copy=True)) for name in names)
     return share, of_images
 

@@ -3,12 +3,15 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline.errors import SettingsError
 from pipeline.results import staging_path
+from pipeline.stages import diagnosis as module
 from pipeline.stages.diagnosis import Diagnosis, verdict
+from schemas import DECONVNET
 from tests import dissect, small
 from workers.networks.mininet import MiniNet
 
@@ -149,6 +152,31 @@ def test_another_limit_links_other_units(tmp_path, store, diagnosed, chosen):
     linked = (rows["correlation"] > 0.5) & rows["duplicate_of"].notna()
     assert linked.sum() > usual["duplicate_of"].notna().sum()
     assert (rows["duplicate_of"][linked] < rows["unit"][linked]).all()
+
+
+def test_an_image_that_does_not_vary_has_no_say(monkeypatch, diagnosed, chosen):
+    stage, job = small.job_of("diagnosis", diagnosed, *chosen)
+    patterns = of_layer(diagnosed, LAYER, "deconvnet").astype({"nyquist_share_image": float})
+    first, second = patterns["unit"].unique()[:2]
+    patterns.loc[patterns["unit"] == first, "nyquist_share_image"] = np.nan
+    patterns.loc[(patterns["unit"] == second) & (patterns["rank"] > 0), "nyquist_share_image"] = np.nan
+    read = module.read_result_table
+    names = ["unit", "nyquist_share", "nyquist_share_image"]
+    monkeypatch.setattr(
+        module,
+        "read_result_table",
+        lambda store, result, table, columns: (
+            pa.Table.from_pandas(patterns[names], preserve_index=False)
+            if table is DECONVNET
+            else read(store, result, table, columns)
+        ),
+    )
+    rows = stage.reduce(job, job.layers[LAYER]).tables["diagnosis"].to_pandas()
+    assert rows["aliasing"].astype("float32").equals(of_layer(diagnosed, LAYER)["aliasing"])
+    assert np.isnan(rows["aliasing_images"][first])
+    assert rows["is_aliased"][first] is None
+    kept = patterns[(patterns["unit"] == second) & (patterns["rank"] == 0)]["nyquist_share_image"].item()
+    assert rows["aliasing_images"][second] == pytest.approx(kept)
 
 
 def test_shards_in_any_order_by_any_worker_add_up_to_the_same_table(diagnosed, chosen):
