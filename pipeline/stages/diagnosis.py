@@ -17,7 +17,7 @@ from pipeline.stages.forward import Pictures, picture_reader, record_layers
 from schemas import DECONVNET, THRESHOLDS, Table
 from schemas.table import UNIT, column
 from workers.methods.diagnosis import Moments, correlations, is_aliased, link, moments, most_alike
-from workers.nn.spectrum import convolutions_before, first_stride
+from workers.nn.spectrum import convolutions_before, first_stride, noise_share
 from workers.worker import Shard, Worker
 
 PARTIAL = Table(
@@ -148,7 +148,8 @@ def verdict(summary: dict[str, Any], looked_at: int, why_not: str) -> str:
         return f"{text}; aliasing not looked at: {why_not}"
     return (
         f"{text}; about the Nyquist frequency of stride {summary['first_stride']} lie "
-        f"{summary['aliasing']:.0%} of patterns, {summary['aliasing_images']:.0%} of their images"
+        f"{summary['aliasing']:.0%} of patterns, {summary['aliasing_images']:.0%} of their images, "
+        f"{noise_share(summary['first_stride']):.0%} of white noise"
     )
 
 

@@ -69,6 +69,12 @@ def band(stride: int) -> tuple[float, float]:
     return nyquist / HALF_BAND, nyquist * HALF_BAND
 
 
+def noise_share(stride: int) -> float:
+    """The share that white noise has in the bands: their area."""
+    low, high = band(stride)
+    return 1 - (1 - 2 * (high - low)) ** 2
+
+
 def _band(size: int, stride: int, like: Tensor) -> Float[Tensor, "m n"]:
     """What a signal's energy in the band is a quadratic form by."""
     low, high = band(stride)

@@ -81,7 +81,7 @@ def test_aliasing_is_the_median_over_the_patterns(diagnosed):
     assert summary["aliasing"] == pytest.approx(rows["aliasing"].median())
     assert summary["aliasing_images"] == pytest.approx(rows["aliasing_images"].median())
     assert summary["num_aliased"] == rows["is_aliased"].fillna(False).sum()
-    assert summary["verdict"].endswith("of their images")
+    assert summary["verdict"].endswith("58% of white noise")
 
 
 @pytest.mark.parametrize(("layer", "depth"), [("features.6", 3), ("classifier.2", 6)])
@@ -228,7 +228,7 @@ def test_verdicts():
     assert verdict(SOUND, 0, "the first stride is 1") == "nothing found; aliasing not looked at: the first stride is 1"
     seen = {"aliasing": 0.412, "aliasing_images": 0.2}
     assert verdict({**SOUND, **seen}, 7, "") == (
-        "nothing found; about the Nyquist frequency of stride 4 lie 41% of patterns, 20% of their images"
+        "nothing found; about the Nyquist frequency of stride 4 lie 41% of patterns, 20% of their images, 32% of white noise"
     )
     assert verdict({**SOUND, **seen, "num_dead": 2, "num_aliased": 3}, 7, "").startswith(
         "2 of 9 units dead; 3 of 7 units aliased; about"

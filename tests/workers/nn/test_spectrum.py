@@ -11,7 +11,7 @@ from torch import nn
 
 from workers.models import ModelSpec, load
 from workers.networks.mininet import MiniNet
-from workers.nn.spectrum import band, convolutions_before, first_stride, nyquist_share
+from workers.nn.spectrum import band, convolutions_before, first_stride, noise_share, nyquist_share
 
 SQUARE = (3, 64, 64)
 
@@ -80,7 +80,8 @@ def test_a_grating_counts_when_it_is_in_the_band_along_one_axis():
 @pytest.mark.parametrize("stride", [2, 4])
 def test_white_noise_has_the_bands_area(stride):
     noise = torch.randn(64, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert nyquist_share(noise, stride) == pytest.approx(1 - (1 - 1 / (sqrt(2) * stride)) ** 2, abs=0.01)
+    assert noise_share(stride) == pytest.approx(1 - (1 - 1 / (sqrt(2) * stride)) ** 2)
+    assert nyquist_share(noise, stride) == pytest.approx(noise_share(stride), abs=0.01)
 
 
 @quick
