@@ -107,7 +107,7 @@ class LayerPatterns:
         rule: of ReLUs on the way back.
         keep: one cell, or the map.
         extend: whether nonlinearities other than ReLU are let pass.
-        batch: images that go through the network at a time; fewer are filled up.
+        batch: images that go through the network at a time; with fewer, some are there several times.
     """
 
     def __init__(
@@ -141,17 +141,14 @@ class LayerPatterns:
         Raises:
             NonlinearityError: the network has nonlinearities that the rule has no word for.
         """
-        asked: dict[int, list[Request]] = defaultdict(list)
-        for request in requests:
-            asked[request.image_id].append(request)
-        ids = list(asked)
-        pixels = torch.stack([images[one] for one in ids] + [images[ids[-1]]] * (self._batch - len(ids)))
+        places = share_out(requests, self._batch)
+        pixels = torch.stack([images[image_id] for image_id, _ in places])
         given = self._model.preprocessing.normalize(pixels.to(self._device))
         numerics = self._numerics
         given = given.to(DTYPES[numerics.precision], memory_format=MEMORY_FORMATS[numerics.memory_format])
         rounds = [
-            {place: asked[one][number] for place, one in enumerate(ids) if number < len(asked[one])}
-            for number in range(max(map(len, asked.values())))
+            {place: asked[number] for place, (_, asked) in enumerate(places) if number < len(asked)}
+            for number in range(max(len(asked) for _, asked in places))
         ]
         with rounding(numerics.precision):
             made = project(
@@ -182,6 +179,17 @@ class LayerPatterns:
         """The columns `pattern` and `crop`."""
         drawn = self.space.draw_signed(pattern.value[None], FITS)[0]
         return {"pattern": encode(drawn.numpy()), "crop": encode(pattern.crop.movedim(0, -1).numpy())}
+
+
+def share_out(requests: Sequence[Request], batch: int) -> list[tuple[int, list[Request]]]:
+    """The image of each place of a batch, and its requests: images with the most have the places that none needs."""
+    asked: dict[int, list[Request]] = defaultdict(list)
+    for request in requests:
+        asked[request.image_id].append(request)
+    places = dict.fromkeys(asked, 1)
+    for _ in range(batch - len(asked)):
+        places[max(asked, key=lambda one: len(asked[one]) / places[one])] += 1
+    return [(one, asked[one][start :: places[one]]) for one in asked for start in range(places[one])]
 
 
 def in_batches(requests: Sequence[Request], batch: int) -> list[list[Request]]:

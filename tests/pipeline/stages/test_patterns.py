@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.stage import Layer
-from pipeline.stages.patterns import Box, LayerPatterns, Request, box_of, in_batches
+from pipeline.stages.patterns import Box, LayerPatterns, Request, box_of, in_batches, share_out
 from pipeline.study import Numerics
 from workers.models import LoadedModel, Preprocessing
 from workers.nn.receptive_field import ReceptiveField
@@ -58,6 +58,22 @@ def test_images_with_many_requests_share_a_batch():
     asked = [Request(0, 0, 0, 0), *(Request(1, unit, 0, 0) for unit in range(1, 4)), Request(2, 4, 0, 0)]
     asked += [Request(3, unit, 0, 0) for unit in range(5, 8)]
     assert [{one.image_id for one in part} for part in in_batches(asked, 2)] == [{1, 3}, {0, 2}]
+
+
+@given(requests, st.integers(0, 6))
+def test_places_that_no_image_needs_take_over_from_those_with_the_most(asked, spare):
+    images = {one.image_id for one in asked}
+    places = share_out(asked, len(images) + spare)
+    assert len(places) == len(images) + spare
+    assert {image_id for image_id, _ in places} == images
+    assert all(one.image_id == image_id for image_id, own in places for one in own)
+    shared = [(one.unit, one.rank) for _, own in places for one in own]
+    assert sorted(shared) == sorted((one.unit, one.rank) for one in asked)
+    most = max(sum(one.image_id == image for one in asked) for image in images)
+    rounds = max(len(own) for _, own in places)
+    assert rounds <= most
+    if spare and most > 1 and sum(sum(o.image_id == i for o in asked) == most for i in images) <= spare:
+        assert rounds < most
 
 
 @pytest.fixture
