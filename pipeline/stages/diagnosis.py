@@ -48,7 +48,9 @@ class Diagnosis(Stage):
 
     correlation: float = Field(0.99, gt=0, lt=1)  # beyond which two units are one
     aliasing: bool = True  # whether patterns are looked at, which takes a dissection and the deconvnet stage
-    aliasing_limit: float = Field(0.1, ge=0, lt=1)  # share of energy that patterns have beyond the images'
+    # Share of energy that patterns have beyond the images'. The edges of a 7 x 7 filter that holds nothing but a
+    # slow wave have up to .13 there, gratings at the Nyquist frequency .5 and more.
+    aliasing_limit: float = Field(0.15, ge=0, lt=1)
 
     def reads(self) -> tuple[str, ...]:
         return self.inputs if self.aliasing else ("thresholds",)

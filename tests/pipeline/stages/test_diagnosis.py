@@ -129,6 +129,24 @@ def test_made_up_illnesses_are_found(ill):
     )
 
 
+def test_filters_made_to_alias_are_found(tmp_path, source):
+    """Of a stride of 2: gratings of 4 pixels along each axis, one of 14, a soft blob, and white noise."""
+    place = torch.arange(7) - 3
+    fast, slow = (torch.sin(2 * torch.pi * place / period).expand(7, 7) for period in (4, 14))
+    blob = torch.exp(-(place[:, None] ** 2 + place**2) / 8)
+    noise = MiniNet(generator=torch.Generator().manual_seed(0)).features[0].weight[4, 0].detach()
+    filters = torch.stack([fast, fast.T, slow, blob, noise])[:, None].expand(5, 3, 7, 7)
+    path = small.write_weights(tmp_path / "made.safetensors", {"features.0.weight": (slice(0, 5), filters)})
+    words = [*small.overrides(source, layers=("features.1",)), f"model.weights={path}", "stages=[diagnosis]"]
+    dissect.ingest_and_run(tmp_path / "store", *words)
+    rows = of_layer(tmp_path / "store", "features.1")
+    assert rows["is_aliased"][:4].tolist() == [True, True, False, False]
+    assert rows["aliasing"][:2].min() > 0.75
+    assert rows["aliasing"][2:4].max() < 0.4
+    assert 0.45 < rows["aliasing"][4] < 0.75
+    assert of_layer(tmp_path / "store", "features.1", "diagnosis_layers")["num_aliased"][0] == rows["is_aliased"].sum()
+
+
 def test_without_aliasing_nothing_is_projected_and_nothing_dissected(ill):
     assert {
         result.stage for name in ("deconvnet", "exemplars", "tally") for result in dissect.results(ill[0], name)
