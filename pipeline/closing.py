@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pipeline.ordering import natural
 from pipeline.results import Result, list_results, read_result_table
 from pipeline.store import Store
 from schemas import ACTIVATION_MAXIMIZATION, DECONVNET, DIAGNOSIS_LAYERS, EVOLUTION_LAYERS
@@ -20,7 +21,7 @@ def closing_tables(store: Store, study_id: str, stages: Collection[str], among: 
         among: ids of the results to look at, and no others: tables of pictures are large.
     """
     results = [one for one in list_results(store, study_id) if one.result_id in among]
-    results.sort(key=lambda one: one.layer)
+    results.sort(key=lambda one: natural(one.layer))
     tables = [
         [row(store, one) for one in results if one.stage == name] for name, row in _ROWS.items() if name in stages
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.compose import RunSettings
 from pipeline.errors import SettingsError
+from pipeline.ordering import natural
 from pipeline.plan import make_plan
 from pipeline.redact import shown
 from pipeline.settings import OnProgress
@@ -96,7 +97,7 @@ def list_checkpoints(stage: Evolution, store: Store, weights: str, trained: str)
     """
     listed: list[str] = []
     for pattern in stage.checkpoints:
-        matches = sorted(find_checkpoints(pattern, store), key=_natural) if is_glob(pattern) else [pattern]
+        matches = sorted(find_checkpoints(pattern, store), key=natural) if is_glob(pattern) else [pattern]
         if not matches:
             raise SettingsError(f"checkpoints has {shown(pattern)}, which matches no file of weights")
         listed += matches
@@ -194,11 +195,6 @@ def _with_weights(settings: RunSettings, weights: str, subject: Subject) -> RunS
     """A run that dissects the same layers of the network with other weights."""
     model = settings.model.model_copy(update={"weights": weights, "sha256": None})
     return settings.model_copy(update={"model": model, "stages": ("dissect",), "layers": tuple(subject.layers)})
-
-
-def _natural(path: str) -> list[str | int]:
-    """Sorts names with the numbers in them as numbers, which are every second part."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path))]
 
 
 def _stem(weights: str) -> str:

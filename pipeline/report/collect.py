@@ -4,11 +4,11 @@ evolution.
 """
 
 import json
-import re
 from functools import partial
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.ordering import natural
 from pipeline.report.data import (
     DiagnosisData,
     EvolutionData,
@@ -106,7 +106,7 @@ def _newest(
         (result.layer, str(result.settings[setting]) if setting else ""): result
         for result in sorted(having, key=lambda result: result.finished)
     }
-    return dict(sorted(found.items(), key=lambda item: (_natural(item[0][0]), order_rules(item[0][1]))))
+    return dict(sorted(found.items(), key=lambda item: (natural(item[0][0]), order_rules(item[0][1]))))
 
 
 def _check(
@@ -131,12 +131,7 @@ def _check(
 def depth(layer: dict[str, Any]) -> tuple:
     """Sorts layers from the input of the network to its output: by what a cell sees, then by name."""
     whole = layer["field_y"] is None
-    return (whole, layer["field_y"] or 0, layer["stride_y"] or 0, _natural(layer["layer"]))
-
-
-def _natural(layer: str) -> list[str | int]:
-    """Sorts names with the numbers in them as numbers, which are every second part."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", layer))]
+    return (whole, layer["field_y"] or 0, layer["stride_y"] or 0, natural(layer["layer"]))
 
 
 def _layer(store: Store, results: list[Result], by_id: dict[str, Result], detectors: Result) -> LayerData:

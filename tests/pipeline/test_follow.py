@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError, SettingsError
 from pipeline.executor import make_executor
-from pipeline.follow import _natural, follow, list_checkpoints, name_checkpoints, number_epochs
+from pipeline.follow import follow, list_checkpoints, name_checkpoints, number_epochs
 from pipeline.ingest import ingest
+from pipeline.ordering import natural
 from pipeline.records import read_records
 from pipeline.reprocess import Planner, make_schedule_plan
 from pipeline.results import list_results
@@ -160,7 +161,7 @@ def test_epochs_are_the_number_in_which_names_differ(names, epochs):
 def test_any_numbers_are_found_and_sorted(numbers, before):
     names = [f"{before}{number}" for number in numbers]
     assert number_epochs(names) == numbers
-    assert sorted(names, key=_natural) == [f"{before}{number}" for number in sorted(numbers)]
+    assert sorted(names, key=natural) == [f"{before}{number}" for number in sorted(numbers)]
 
 
 def test_names_have_their_folders_where_nothing_else_tells_them_apart():
