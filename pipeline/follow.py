@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.compose import RunSettings
 from pipeline.errors import SettingsError
 from pipeline.ordering import natural
-from pipeline.plan import make_plan
+from pipeline.plan import result_ids
 from pipeline.redact import shown
 from pipeline.settings import OnProgress
 from pipeline.stage import Stage
@@ -64,7 +64,7 @@ def follow(
     names = name_checkpoints([weights for weights, _ in found])
     points = []
     for name, epoch, (_, one) in zip(names, number_epochs(names), found, strict=True):
-        ids = make_plan(one.store, one.study, list(subject.layers), [], stages).ids
+        ids = result_ids(one.study, subject.layers, stages)
         points.append(
             Checkpoint(
                 name=name,

@@ -61,11 +61,7 @@ def make_plan(
     A stage that is not wanted runs only where its result is missing and something that runs reads it, or
     where its staging is gone and something that runs reads that.
     """
-    ids: dict[Key, str] = {}
-    for name in STAGES:
-        for layer in layers:
-            inputs = {read: ids[read, layer] for read in stages[name].reads()}
-            ids[name, layer] = stages[name].result_id(layer, study, inputs)
+    ids = result_ids(study, layers, stages)
     published = {
         key: result
         for key, identity in ids.items()
@@ -85,6 +81,16 @@ def make_plan(
                     reread.add((read, layer))
     ordered = tuple(stages[name] for name in STAGES)
     return Plan(ordered, tuple(layers), ids, published, frozenset(todo))
+
+
+def result_ids(study: Study, layers: Collection[str], stages: dict[str, Stage]) -> dict[Key, str]:
+    """The ids of all results that a study's layers could have, without a look at which of them are there."""
+    ids: dict[Key, str] = {}
+    for name in STAGES:
+        for layer in layers:
+            inputs = {read: ids[read, layer] for read in stages[name].reads()}
+            ids[name, layer] = stages[name].result_id(layer, study, inputs)
+    return ids
 
 
 def is_staged(store: Store, result: Result) -> bool:
