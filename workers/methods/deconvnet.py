@@ -9,7 +9,7 @@ transposed convolutions, with ReLU applied to the signal. That is the gradient, 
     gradient     R = R' * [x > 0]           Simonyan et al. 2014, section 4, shows that this is all the difference
     guided       R = relu(R') * [x > 0]     Springenberg et al. 2015, section 3.4
 
-    for pattern, activation in project(network, images, rounds): ...
+    for made in project(network, images, rounds): draw(made.pattern)
 
 Differs from the paper: where pools overlap, what several windows send to one pixel is added up, as the transpose of
 pooling has it; and contrast normalization goes back by its own transpose, where they leave it out.
@@ -159,11 +159,11 @@ def project(
     every = torch.arange(len(images), device=images.device)
     for place, one in enumerate(rounds):
         some, unit = one.unit >= 0, one.unit.clamp_min(0)
-        value = activation.detach()[every, unit, one.y, one.x] * some
+        value = activation.detach()[every, unit, one.y, one.x].where(some, 0)
         signal = torch.zeros_like(activation)
         if keep == "cell":
             signal[every, unit, one.y, one.x] = value
         else:
-            signal[every, unit] = activation.detach()[every, unit] * some[:, None, None]
+            signal[every, unit] = activation.detach()[every, unit].where(some[:, None, None], 0)
         (pattern,) = torch.autograd.grad(activation, images, signal, retain_graph=place + 1 < len(rounds))
         yield Projection(pattern, value)
