@@ -2,41 +2,23 @@
 
     python -m benchmarks.aliasing STORE [SETTING...]
 
-Zeiler & Fergus 2014, section 4.1 and Figure 6. Prints a line a seed, network and layer. Of the first layer's filters
-themselves it also prints how much of what they let pass lies above the stride's Nyquist frequency, and so is taken for
-something else.
+Zeiler & Fergus 2014, section 4.1 and Figure 6. Prints a line a seed, network and layer.
 """
 
 import sys
-
-import torch
-from torch import Tensor
 
 from pipeline.compose import compose_settings
 from pipeline.executor import make_executor
 from pipeline.ingest import ingest
 from pipeline.results import list_results, read_result_table
 from pipeline.run import run
-from pipeline.stage import read_anywhere
 from pipeline.store import Store
-from pipeline.subject import prepare
 from schemas import DIAGNOSIS_LAYERS
-from workers.models import load_once
 from workers.nn.spectrum import noise_share
 
 SEEDS = (0, 1, 2)
 NETWORKS = ("minialexnet", "minizfnet")
 LAYERS = ("features.1", "features.4")
-FREQUENCIES = 128  # an axis
-
-
-def above_nyquist(filters: Tensor, stride: int) -> float:
-    """The median share of the filters' energy, each less its mean, above the Nyquist frequency along either axis."""
-    varying = filters - filters.mean((2, 3), keepdim=True)
-    power = torch.fft.fft2(varying, s=(FREQUENCIES, FREQUENCIES)).abs().square().sum(1)  # filter y x
-    frequency = torch.fft.fftfreq(FREQUENCIES).abs()
-    outside = torch.maximum(frequency[:, None], frequency) > 1 / (2 * stride)
-    return (power[:, outside].sum(1) / power.sum((1, 2))).median().item()
 
 
 def compare(url: str, words: list[str]) -> None:
@@ -51,17 +33,14 @@ def compare(url: str, words: list[str]) -> None:
             ingest(settings.data, store)
             with make_executor(settings.cluster) as executor:
                 outcome = run(settings, executor)
-            filters = load_once(prepare(settings).model, read_anywhere(store), url).module.get_submodule("features.0")
-            weights = dict(filters.named_parameters())["weight"]
             ids = {*outcome.computed, *outcome.found}
             for result in list_results(store, outcome.study_id):
                 if result.stage == "diagnosis" and result.result_id in ids:
                     (row,) = read_result_table(store, result, DIAGNOSIS_LAYERS).to_pylist()
                     stride = row["first_stride"]
-                    above = f"{above_nyquist(weights, stride):.2f}" if result.layer == LAYERS[0] else "    "
                     print(
                         f"{network:12}{seed:2} {result.layer:11} about Nyquist {row['aliasing']:.2f}, images "
-                        f"{row['aliasing_images']:.2f}, noise {noise_share(stride):.2f}; filters above it {above}; of "
+                        f"{row['aliasing_images']:.2f}, noise {noise_share(stride):.2f}; above it {row['above_nyquist']:.2f}; of "
                         f"{row['num_units']} units aliased {row['num_aliased']}, dead {row['num_dead']}, double "
                         f"{row['num_duplicates']}",
                         flush=True,

@@ -48,7 +48,7 @@ class ModelSettings(Settings):
     """Which network, with which weights (`model=...`)."""
 
     name: str
-    weights: str = "DEFAULT"  # a torchvision enum's name, a file or URL, random, or trained (mininet)
+    weights: str = "DEFAULT"  # a torchvision enum's name, a file or URL, random, or trained (mininet and its variants)
     sha256: str | None = None  # of the weights file; refused if it differs
     seed: int = 0  # of random weights, and of mininet's training
     num_classes: int | None = Field(None, ge=1)

@@ -29,6 +29,7 @@ DECONVNET = Table(
             column("outside", pa.int64(), "values of the pattern that are not 0 and lie outside the box; 0 is what must be"),
             column("nyquist_share", pa.float32(), "share of the pattern's spectral energy in the bands around the Nyquist frequency of the network's first stride; null where that stride is 1, or the pattern is 0", nullable=True),
             column("nyquist_share_image", pa.float32(), "the same of the crop: what images have there by themselves", nullable=True),
+            column("above_nyquist", pa.float32(), "share of the pattern's spectral energy above that Nyquist frequency, along either axis; null likewise", nullable=True),
             column("pattern", PICTURE, "the pattern, gray where it is 0; PNG up to 64 pixels a side, JPEG above"),
             column("crop", PICTURE, "the same pixels of the image"),
         ]

@@ -21,6 +21,7 @@ DIAGNOSIS = Table(
             column("duplicate_of", pa.int32(), "the lowest unit that this one is linked to by correlations above the limit; null if there is none below it", nullable=True),
             column("aliasing", pa.float32(), "median over the unit's patterns of `nyquist_share` in `deconvnet`; null beyond the second convolution, without patterns, or for a first stride of 1", nullable=True),
             column("aliasing_images", pa.float32(), "median of `nyquist_share_image` likewise", nullable=True),
+            column("above_nyquist", pa.float32(), "median of `above_nyquist` likewise: in the first layer, how much of what its filters let pass is taken for something else", nullable=True),
             column("is_aliased", pa.bool_(), "whether aliasing is above its limit", nullable=True),
         ]
     ),
@@ -40,6 +41,7 @@ DIAGNOSIS_LAYERS = Table(
             column("first_stride", pa.int32(), "stride of the network's first convolution, in pixels"),
             column("aliasing", pa.float32(), "median over units; null where no unit has a value", nullable=True),
             column("aliasing_images", pa.float32(), "median over units", nullable=True),
+            column("above_nyquist", pa.float32(), "median over units", nullable=True),
             column("num_aliased", pa.int32(), "that are aliased, of those with a value"),
             column("verdict", pa.string(), "in words: what was found, or that nothing was"),
         ]

@@ -17,7 +17,7 @@ from pipeline.threads import read_ahead
 from schemas import DECONVNET, EXEMPLARS, Table
 from workers.methods.deconvnet import Keep, Rule
 from workers.nn.nonlinearities import count_nonlinearities
-from workers.nn.spectrum import first_stride, nyquist_share
+from workers.nn.spectrum import above_nyquist_share, first_stride, nyquist_share
 from workers.worker import Shard, Worker
 
 PARTIAL = Table("partial_deconvnet", 1, pa.schema(list(DECONVNET.schema)[3:]), sort=DECONVNET.sort)
@@ -133,6 +133,7 @@ class Deconvnet(UnitStage):
             "outside": pattern.outside,
             "nyquist_share": nyquist_share(value, stride),
             "nyquist_share_image": nyquist_share(pattern.crop.float(), stride),
+            "above_nyquist": above_nyquist_share(value, stride),
             **patterns.draw(pattern),
         }
 

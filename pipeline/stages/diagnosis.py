@@ -87,7 +87,7 @@ class Diagnosis(Stage):
         alike, value = most_alike(correlation)
         stands_for, units = link(correlation, self.correlation), torch.arange(layer.layer.num_units)
         stride, why_not = self._looks_at(job, layer)
-        share, of_images = [torch.full((len(units),), torch.nan)] * 2 if why_not else _shares(job, layer)
+        share, of_images, above = [torch.full((len(units),), torch.nan)] * 3 if why_not else _shares(job, layer)
         rows = pa.table(
             {
                 "unit": units.numpy(),
@@ -101,6 +101,7 @@ class Diagnosis(Stage):
                 "duplicate_of": _but(stands_for, stands_for == units),
                 "aliasing": _but(share, share.isnan()),
                 "aliasing_images": _but(of_images, of_images.isnan()),
+                "above_nyquist": _but(above, above.isnan()),
                 "is_aliased": _but(is_aliased(share, of_images, self.aliasing_limit), (share - of_images).isnan()),
             }
         )
@@ -112,6 +113,7 @@ class Diagnosis(Stage):
             "first_stride": stride,
             "aliasing": _median(rows["aliasing"]),
             "aliasing_images": _median(rows["aliasing_images"]),
+            "above_nyquist": _median(rows["above_nyquist"]),
             "num_aliased": _count(rows["is_aliased"]),
         }
         looked_at = len(rows) - rows["is_aliased"].null_count
@@ -151,7 +153,7 @@ def verdict(summary: dict[str, Any], looked_at: int, why_not: str) -> str:
     return (
         f"{text}; about the Nyquist frequency of stride {summary['first_stride']} lie "
         f"{summary['aliasing']:.0%} of patterns, {summary['aliasing_images']:.0%} of their images, "
-        f"{noise_share(summary['first_stride']):.0%} of white noise"
+        f"{noise_share(summary['first_stride']):.0%} of white noise; above it lie {summary['above_nyquist']:.0%} of patterns"
     )
 
 
@@ -160,13 +162,12 @@ def _thresholds(job: Job, layer: LayerJob) -> pa.Table:
     return read_result_table(job.store, layer.inputs["thresholds"], THRESHOLDS, columns)
 
 
-def _shares(job: Job, layer: LayerJob) -> tuple[Float64[Tensor, " unit"], Float64[Tensor, " unit"]]:
-    """Of every unit, the medians over its patterns: of theirs, and of the images'; NaN without patterns."""
-    names = ["nyquist_share", "nyquist_share_image"]
+def _shares(job: Job, layer: LayerJob) -> list[Float64[Tensor, " unit"]]:
+    """Of every unit, the medians over its patterns: about the Nyquist frequency, of the images, above it; or NaN."""
+    names = ["nyquist_share", "nyquist_share_image", "above_nyquist"]
     table = read_result_table(job.store, layer.inputs["deconvnet"], DECONVNET, ["unit", *names])
     medians = table.to_pandas().groupby("unit").median().reindex(range(layer.layer.num_units))
-    share, of_images = (torch.from_numpy(medians[name].to_numpy(np.float64, copy=True)) for name in names)
-    return share, of_images
+    return [torch.from_numpy(medians[name].to_numpy(np.float64, copy=True)) for name in names]
 
 
 def _but(values: Tensor, nulls: Tensor) -> pa.Array:

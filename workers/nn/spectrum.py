@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -49,18 +49,40 @@ def nyquist_share(picture: Float[Tensor, "channel y x"], stride: int) -> float |
         From 0 to 1. None where the stride is 1, with which nothing is taken for anything else; where a side is
         shorter than the stride, half a period; or where the picture is constant.
     """
-    height, width = picture.shape[1:]
-    if stride == 1 or min(height, width) < stride:
+    if (varying := _varying(picture, stride)) is None:
+        return None
+    rows, columns = (_between(side, *band(stride), varying) for side in picture.shape[1:])
+    within_rows = rows @ varying
+    return _share(varying, within_rows + varying @ columns - within_rows @ columns)  # both are in either once
+
+
+def above_nyquist_share(picture: Float[Tensor, "channel y x"], stride: int) -> float | None:
+    """The share above a stride's Nyquist frequency along either axis: of a filter, what it lets pass and aliases.
+
+    Args:
+        picture: as `nyquist_share` has it.
+        stride: in pixels.
+
+    Returns:
+        From 0 to 1, or None, as `nyquist_share`; white noise has 1 - 1 / stride^2.
+    """
+    if (varying := _varying(picture, stride)) is None:
+        return None
+    rows, columns = (_between(side, 0.0, 1 / (2 * stride), varying) for side in picture.shape[1:])
+    return 1 - _share(varying, rows @ varying @ columns)
+
+
+def _varying(picture: Tensor, stride: int) -> Float64[Tensor, "channel y x"] | None:
+    """A picture less its mean; None where there is nothing to share."""
+    if stride == 1 or min(picture.shape[1:]) < stride:
         return None
     given = picture.to(torch.float64)
     varying = given - given.mean((1, 2), keepdim=True)
-    energy = varying.square().sum()
-    if energy <= _NOTHING * given.square().sum():
-        return None
-    rows, columns = _band(height, stride, given), _band(width, stride, given)
-    within_rows = rows @ varying
-    either = varying * (within_rows + varying @ columns - within_rows @ columns)  # both are in either once
-    return float((either.sum() / energy).clamp(0, 1))
+    return varying if varying.square().sum() > _NOTHING * given.square().sum() else None
+
+
+def _share(varying: Tensor, filtered: Tensor) -> float:
+    return float(((varying * filtered).sum() / varying.square().sum()).clamp(0, 1))
 
 
 def band(stride: int) -> tuple[float, float]:
@@ -75,9 +97,8 @@ def noise_share(stride: int) -> float:
     return 1 - (1 - 2 * (high - low)) ** 2
 
 
-def _band(size: int, stride: int, like: Tensor) -> Float[Tensor, "m n"]:
-    """What a signal's energy in the band is a quadratic form by."""
-    low, high = band(stride)
+def _between(size: int, low: float, high: float, like: Tensor) -> Float[Tensor, "m n"]:
+    """What a signal's energy between two frequencies is a quadratic form by."""
     place = torch.arange(size, dtype=like.dtype, device=like.device)
     distance = place[:, None] - place
     apart = torch.where(distance == 0, 1.0, distance)

@@ -16,7 +16,7 @@ def diagnosis_row(unit: int, **changed: Any) -> dict[str, Any]:
     row = {
         "unit": unit, "max": 9.0, "is_dead": False, "is_saturated": False, "num_positive": 400, "num_cells": 960,
         "most_alike": 0 if unit else 1, "correlation": 0.5, "duplicate_of": None, "aliasing": 0.1 + 0.01 * unit,
-        "aliasing_images": 0.08, "is_aliased": False,
+        "aliasing_images": 0.08, "above_nyquist": 0.2, "is_aliased": False,
     }  # fmt: skip
     return row | changed
 
@@ -25,7 +25,7 @@ def diagnosis_rows(num_units: int = 12) -> list[dict[str, Any]]:
     rows = [diagnosis_row(unit) for unit in range(num_units)]
     rows[DEAD] = diagnosis_row(
         DEAD, max=0.0, is_dead=True, num_positive=0, most_alike=None, correlation=None, aliasing=None,
-        aliasing_images=None, is_aliased=None,
+        aliasing_images=None, above_nyquist=None, is_aliased=None,
     )  # fmt: skip
     rows[SATURATED].update(is_saturated=True, max=6.0)
     rows[ALIASED].update(aliasing=0.41, is_aliased=True)
@@ -37,7 +37,7 @@ def diagnosis_rows(num_units: int = 12) -> list[dict[str, Any]]:
 
 def sound_rows(num_units: int) -> list[dict[str, Any]]:
     """Units of a layer where aliasing is not measured, and nothing is found."""
-    nothing = {"aliasing": None, "aliasing_images": None, "is_aliased": None}
+    nothing = {"aliasing": None, "aliasing_images": None, "above_nyquist": None, "is_aliased": None}
     return [diagnosis_row(unit, **nothing) for unit in range(num_units)]
 
 
@@ -48,6 +48,7 @@ def layer_row(rows: list[dict[str, Any]], **changed: Any) -> dict[str, Any]:
         "num_saturated": sum(row["is_saturated"] for row in rows),
         "num_duplicates": sum(row["duplicate_of"] is not None for row in rows), "first_stride": 4,
         "aliasing": shares[len(shares) // 2] if shares else None, "aliasing_images": 0.08 if shares else None,
+        "above_nyquist": 0.2 if shares else None,
         "num_aliased": sum(bool(row["is_aliased"]) for row in rows), "verdict": "1 dead, 1 saturated, 2 duplicates",
     }  # fmt: skip
     return row | changed

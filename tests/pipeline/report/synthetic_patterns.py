@@ -38,7 +38,7 @@ def pattern_row(unit: int, rank: int = 0, side: int = 11, rule: str = "deconvnet
         "unit": unit, "variant": rule, "rank": rank, "keep": "cell", "image_id": 10 * unit + rank, "image": f"{ATTACK}/{unit}.jpg",
         "activation": 9.0 - rank, "y": 1, "x": 2, "top": 8, "left": 0 if unit == CLIPPED else 16, "bottom": 8 + side,
         "right": width if unit == CLIPPED else 16 + width, "is_clipped": unit == CLIPPED, "norm": 1.0, "peak": 0.5,
-        "outside": 0, "nyquist_share": 0.1 + 0.05 * unit, "nyquist_share_image": 0.05,
+        "outside": 0, "nyquist_share": 0.1 + 0.05 * unit, "nyquist_share_image": 0.05, "above_nyquist": 0.2,
         "pattern": as_cell(blob(unit, rank, side, width, gray=True)), "crop": as_cell(blob(unit, rank, side, width)),
     }  # fmt: skip
     return row | changed
@@ -64,7 +64,7 @@ def make_patterns(layer: str, rows: list[dict[str, Any]], rule: str = "deconvnet
 
 def make_patterns_data() -> ReportData:
     """A layer of small boxes, a layer with two rules beside activation maximization, and one that is not dissected."""
-    without = {"nyquist_share": None, "nyquist_share_image": None}
+    without = {"nyquist_share": None, "nyquist_share_image": None, "above_nyquist": None}
     return ReportData(
         STUDY,
         [make_layer("features.0", 8), make_layer("features.1")],

@@ -74,20 +74,22 @@ def test_aliasing_is_the_median_over_the_patterns(diagnosed):
         if own["nyquist_share"].notna().any():
             assert row.aliasing == pytest.approx(own["nyquist_share"].median())
             assert row.aliasing_images == pytest.approx(own["nyquist_share_image"].median())
+            assert row.above_nyquist == pytest.approx(own["above_nyquist"].median())
             assert row.is_aliased == (row.aliasing - row.aliasing_images > Diagnosis().aliasing_limit)
         else:
             assert np.isnan(row.aliasing)
             assert row.is_aliased is None
     assert summary["aliasing"] == pytest.approx(rows["aliasing"].median())
     assert summary["aliasing_images"] == pytest.approx(rows["aliasing_images"].median())
+    assert summary["above_nyquist"] == pytest.approx(rows["above_nyquist"].median())
     assert summary["num_aliased"] == rows["is_aliased"].fillna(False).sum()
-    assert summary["verdict"].endswith("58% of white noise")
+    assert "58% of white noise; above it lie " in summary["verdict"]
 
 
 @pytest.mark.parametrize(("layer", "depth"), [("features.6", 3), ("classifier.2", 6)])
 def test_deeper_layers_have_no_aliasing(diagnosed, layer, depth):
     rows, summary = of_layer(diagnosed, layer), of_layer(diagnosed, layer, "diagnosis_layers").iloc[0]
-    assert rows[["aliasing", "aliasing_images", "is_aliased"]].isna().all(axis=None)
+    assert rows[["aliasing", "aliasing_images", "above_nyquist", "is_aliased"]].isna().all(axis=None)
     assert np.isnan(summary["aliasing"])
     assert summary["num_aliased"] == 0
     assert summary["verdict"].endswith(f"aliasing not looked at: convolutions behind the layer: {depth}")
@@ -179,7 +181,7 @@ def test_an_image_that_does_not_vary_has_no_say(monkeypatch, diagnosed, chosen):
     patterns.loc[patterns["unit"] == first, "nyquist_share_image"] = np.nan
     patterns.loc[(patterns["unit"] == second) & (patterns["rank"] > 0), "nyquist_share_image"] = np.nan
     read = module.read_result_table
-    names = ["unit", "nyquist_share", "nyquist_share_image"]
+    names = ["unit", "nyquist_share", "nyquist_share_image", "above_nyquist"]
     monkeypatch.setattr(
         module,
         "read_result_table",
@@ -238,15 +240,16 @@ def test_settings_out_of_range_are_refused():
 
 SOUND = {
     "num_units": 9, "num_dead": 0, "num_saturated": 0, "num_duplicates": 0, "first_stride": 4, "num_aliased": 0,
-    "aliasing": None, "aliasing_images": None,
+    "aliasing": None, "aliasing_images": None, "above_nyquist": None,
 }  # fmt: skip
 
 
 def test_verdicts():
     assert verdict(SOUND, 0, "the first stride is 1") == "nothing found; aliasing not looked at: the first stride is 1"
-    seen = {"aliasing": 0.412, "aliasing_images": 0.2}
+    seen = {"aliasing": 0.412, "aliasing_images": 0.2, "above_nyquist": 0.333}
     assert verdict({**SOUND, **seen}, 7, "") == (
-        "nothing found; about the Nyquist frequency of stride 4 lie 41% of patterns, 20% of their images, 32% of white noise"
+        "nothing found; about the Nyquist frequency of stride 4 lie 41% of patterns, 20% of their images, "
+        "32% of white noise; above it lie 33% of patterns"
     )
     assert verdict({**SOUND, **seen, "num_dead": 2, "num_aliased": 3}, 7, "").startswith(
         "2 of 9 units dead; 3 of 7 units aliased; about"

@@ -11,17 +11,17 @@ from torch import nn
 
 from workers.models import ModelSpec, load
 from workers.networks.mininet import MiniNet
-from workers.nn.spectrum import band, convolutions_before, first_stride, noise_share, nyquist_share
+from workers.nn.spectrum import above_nyquist_share, band, convolutions_before, first_stride, noise_share, nyquist_share
 
 SQUARE = (3, 64, 64)
 
 quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 
 
-def naive_share(picture: np.ndarray, stride: int, size: int) -> float:
+def naive_share(picture: np.ndarray, stride: int, size: int, inside=None) -> float:
     """By the sum that defines a DFT, at `size` frequencies an axis, the picture's mean removed."""
     frequencies = (np.arange(size) + 0.5) / size - 0.5
-    inside = within(frequencies, stride)
+    inside = (inside or within)(frequencies, stride)
     total = among = 0.0
     for channel in picture:
         rows, columns = (np.exp(-2j * pi * np.outer(frequencies, np.arange(side))) for side in channel.shape)
@@ -48,6 +48,23 @@ def test_is_what_a_fine_naive_dft_says(seed, stride, height, width, channels):
     noise = np.random.default_rng(seed).normal(size=(channels, height, width))
     picture = noise.cumsum(1).cumsum(2) if seed % 2 else noise  # smooth, or white
     assert nyquist_share(torch.tensor(picture), stride) == pytest.approx(naive_share(picture, stride, 1024), abs=0.01)
+
+
+@quick
+@given(st.integers(0, 2**31), st.sampled_from([2, 3, 4, 8]), st.integers(8, 19), st.integers(8, 19))
+def test_above_it_lies_what_a_fine_naive_dft_says(seed, stride, height, width):
+    noise = np.random.default_rng(seed).normal(size=(3, height, width))
+    picture = noise.cumsum(1).cumsum(2) if seed % 2 else noise
+    naive = naive_share(picture, stride, 1024, lambda frequencies, stride: np.abs(frequencies) > 1 / (2 * stride))
+    assert above_nyquist_share(torch.tensor(picture), stride) == pytest.approx(naive, abs=0.01)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_above_it_lie_fast_gratings_and_most_of_white_noise(stride):
+    assert above_nyquist_share(grating(1.3 / (2 * stride)), stride) > 0.95
+    assert above_nyquist_share(grating(0.7 / (2 * stride)), stride) < 0.06
+    noise = torch.randn(3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert above_nyquist_share(noise, stride) == pytest.approx(1 - 1 / stride**2, abs=0.01)
 
 
 def test_of_a_few_pixels_is_what_the_integral_says():
@@ -102,6 +119,8 @@ def test_gray_around_a_picture_whose_mean_is_0_changes_nothing():
 def test_there_is_none_of_nothing():
     noise = torch.rand(3, 11, 11)
     assert nyquist_share(noise, 1) is None
+    assert above_nyquist_share(noise, 1) is None
+    assert above_nyquist_share(torch.zeros(3, 11, 11), 4) is None
     assert nyquist_share(torch.zeros(3, 11, 11), 4) is None
     assert nyquist_share(torch.full((3, 11, 11), 0.1), 4) is None
     assert nyquist_share(noise[:, :3], 4) is None
