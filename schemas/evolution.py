@@ -5,7 +5,7 @@ import pyarrow as pa
 from schemas.table import PICTURE, RESULT_KEY, UNIT, Table, column
 
 PLACE = column("place", pa.int32(), "place of the checkpoint in the list, from 0")
-CHECKPOINT = column("checkpoint", pa.string(), "its file's name without the suffix, with its folder where that alone tells files apart; or the weights' own name")
+CHECKPOINT = column("checkpoint", pa.string(), "its file's name without the suffix, with its folder where that alone tells files apart; or the weights' own name")  # fmt: skip
 EPOCH = column("epoch", pa.int32(), "the number in which the checkpoints' names differ; 0 for random weights; null if they differ otherwise", nullable=True)  # fmt: skip
 STUDY = column("checkpoint_study_id", pa.string(), "the study of these weights: its tables hold all else of them")
 
