@@ -22,7 +22,7 @@ DIAGNOSIS = Table(
             column("aliasing", pa.float32(), "median over the unit's patterns of `nyquist_share` in `deconvnet`; null beyond the second convolution, without patterns, or for a first stride of 1", nullable=True),
             column("aliasing_images", pa.float32(), "median of `nyquist_share_image` likewise", nullable=True),
             column("above_nyquist", pa.float32(), "median of `above_nyquist` likewise: in the first layer, how much of what its filters let pass is taken for something else", nullable=True),
-            column("is_aliased", pa.bool_(), "whether aliasing is above its limit", nullable=True),
+            column("is_aliased", pa.bool_(), "whether aliasing exceeds that of the images, and that of white noise, by more than the limit", nullable=True),
         ]
     ),
     sort=("unit",),

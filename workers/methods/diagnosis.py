@@ -119,7 +119,11 @@ def link(correlation: Float64[Tensor, "unit unit"], limit: float) -> Int64[Tenso
 
 
 def is_aliased(
-    share: Float[Tensor, " unit"], share_of_images: Float[Tensor, " unit"], limit: float
+    share: Float[Tensor, " unit"], share_of_images: Float[Tensor, " unit"], share_of_noise: float, limit: float
 ) -> Bool[Tensor, " unit"]:
-    """Whether so much more of a unit's patterns lies about the Nyquist frequency than of the images they are from."""
-    return share - share_of_images > limit
+    """Whether so much more of a unit's patterns lies about the Nyquist frequency than of their images, and of noise.
+
+    Images that hold fast patterns have fast patterns projected from them; and patterns that look like white noise, as
+    before training, or as fine strokes do, are no more about this frequency than about any other.
+    """
+    return share - share_of_images.clamp(min=share_of_noise) > limit

@@ -135,6 +135,8 @@ def test_dead_units_are_like_none_and_no_units_duplicates(units, seed):
     assert link(found, -2.0)[1] == 1
 
 
-def test_aliasing_is_what_patterns_have_beyond_images():
-    share, images = torch.tensor([0.5, 0.3, torch.nan]), torch.tensor([0.2, 0.2, 0.2])
-    assert is_aliased(share, images, 0.2).tolist() == [True, False, False]
+def test_aliasing_is_what_patterns_have_beyond_images_and_noise():
+    share, images = torch.tensor([0.5, 0.3, 0.5, torch.nan]), torch.tensor([0.2, 0.2, 0.4, 0.2])
+    assert is_aliased(share, images, 0.0, 0.2).tolist() == [True, False, False, False]
+    assert is_aliased(share, images, 0.25, 0.2).tolist() == [True, False, False, False]
+    assert is_aliased(share, images, 0.35, 0.2).tolist() == [False] * 4
