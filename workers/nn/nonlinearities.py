@@ -51,7 +51,7 @@ def nonlinearity(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tupl
 
     ReLU6 and its like, which end somewhere, are activations and no ReLUs.
     """
-    end = float("inf") if _clamps_at_zero(func, args, kwargs) else relu_end(func, args, kwargs)
+    end = _clamp_end(func, args, kwargs) if func in _CLAMPS else relu_end(func, args, kwargs)
     if end is not None:
         return ("relu", "relu") if end == float("inf") else ("activation", f"relu{end:g}")
     if func in _ACTIVATIONS:
@@ -61,13 +61,13 @@ def nonlinearity(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tupl
     return ("attention", _ATTENTION[func]) if func in _ATTENTION else None
 
 
-def _clamps_at_zero(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is a ReLU under the name of a clamp."""
-    if func not in _CLAMPS:
-        return False
+def _clamp_end(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> float | None:
+    """Where a clamp ends that begins at 0, and so is a ReLU, or a ReLU6, by another name; None for others."""
     low, high = (*args[1:], None, None)[:2]
     low, high = kwargs.get("min", low), kwargs.get("max", high)
-    return isinstance(low, int | float) and low == 0 and high is None
+    if not (isinstance(low, int | float) and low == 0):
+        return None
+    return float("inf") if high is None else float(high) if isinstance(high, int | float) else None
 
 
 class _Count(TorchFunctionMode):

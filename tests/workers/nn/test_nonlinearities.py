@@ -14,7 +14,7 @@ from workers.nn.nonlinearities import count_nonlinearities
 
 RELU = ("relu", "relu")
 ACTIVATIONS = {
-    "relu6": [
+    "relu6": [lambda x: x.clamp(0, 6), lambda x: torch.clip(x, min=0.0, max=6), lambda x: x.clamp_(0, 6),
         F.relu6, nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: F.hardtanh(x, 0, 6), lambda x: F.hardtanh_(x, 0.0, 6.0),
         lambda x: F.hardtanh(x, min_val=0, max_val=6, inplace=True),
     ],
@@ -75,7 +75,7 @@ ATTENTION = {
 NONE = [
     nn.Conv2d(4, 4, 1), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4).eval(),
     nn.GroupNorm(2, 4), nn.LocalResponseNorm(2), nn.Dropout().eval(), nn.Identity(), nn.Flatten(), lambda x: x + x,
-    lambda x: x.clamp(0, 6), lambda x: x.clamp(-1), lambda x: x.clamp(max=0), lambda x: x.clamp_min(1e-6),
+    lambda x: x.clamp(-1, 1), lambda x: x.clamp(-1), lambda x: x.clamp(max=0), lambda x: x.clamp_min(1e-6),
     lambda x: x.clamp(torch.zeros_like(x)), lambda x: x.abs(), lambda x: F.normalize(x),
 ]  # fmt: skip
 CALLS = [
