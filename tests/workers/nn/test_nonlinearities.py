@@ -14,7 +14,8 @@ from workers.nn.nonlinearities import count_nonlinearities
 
 RELU = ("relu", "relu")
 ACTIVATIONS = {
-    "relu6": [lambda x: x.clamp(0, 6), lambda x: torch.clip(x, min=0.0, max=6), lambda x: x.clamp_(0, 6),
+    "relu6": [
+        lambda x: x.clamp(0, 6), lambda x: torch.clip(x, min=0.0, max=6), lambda x: x.clamp_(0, 6),
         F.relu6, nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: F.hardtanh(x, 0, 6), lambda x: F.hardtanh_(x, 0.0, 6.0),
         lambda x: F.hardtanh(x, min_val=0, max_val=6, inplace=True),
     ],
