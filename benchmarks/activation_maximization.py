@@ -1,15 +1,14 @@
 """What activation maximization costs, in bare gradients of as many pictures; and what a batch of units saves."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
 from benchmarks.bench import Bench
+from benchmarks.clock import timed
 from benchmarks.figure import Bar, Figure, interleave, rates, ratios
 from benchmarks.networks import ALEXNET, SQUEEZENET, Network
 from pipeline.stages.unit_pictures import NOISE
@@ -20,7 +19,6 @@ from workers.nn.input_space import InputSpace
 from workers.nn.layers import layer_table
 from workers.nn.relus import LayerFunction, closing_relus
 from workers.nn.viewport import viewport
-from workers.precision import rounding
 
 BARS: dict[Preset, Bar] = {"plain": Bar(1.15), "yosinski3": Bar(1.35), "fourier": Bar(1.35)}
 BATCHED = Bar(8.0, at_least=True)
@@ -129,7 +127,7 @@ class Climb:
                 generators = [torch.Generator().manual_seed(int(unit)) for unit in units]
                 maximize(self._network, start, units, self._space, recipe, generators)
 
-        return self._time(maximize_all)
+        return timed(self._threads, self._device, maximize_all)
 
     def gradients(self, steps: int) -> float:
         """Of as many forward and backward passes, and nothing else."""
@@ -140,28 +138,9 @@ class Climb:
                 values = at_target(self._network(images), "neuron").gather(1, self._units[:, None])
                 torch.autograd.grad(values.sum(), images)
 
-        return self._time(differentiate)
+        return timed(self._threads, self._device, differentiate)
 
     @torch.no_grad()
     def look(self) -> float:
         """Of a forward pass."""
-        return self._time(lambda: self._network(self._start))
-
-    def _time(self, work: Callable[[], object]) -> float:
-        with torch_threads(self._threads), rounding("float32"):
-            start = perf_counter()
-            work()
-            if self._device == "cuda":
-                torch.cuda.synchronize()
-            return perf_counter() - start
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """So many in the `with`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return timed(self._threads, self._device, lambda: self._network(self._start))

@@ -1,13 +1,12 @@
 """What the DeconvNet costs, in bare forward and backward passes of as many pairs of a unit and an image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
-from benchmarks.activation_maximization import torch_threads
 from benchmarks.bench import Bench
+from benchmarks.clock import timed
 from benchmarks.figure import Bar, Figure, interleave, rates, ratios
 from benchmarks.networks import ALEXNET, RESNET18, SQUEEZENET, Network
 from pipeline.settings import Cluster
@@ -19,7 +18,6 @@ from workers.methods.deconvnet import Rule, project
 from workers.models import ModelSpec, load
 from workers.nn.layers import layer_table
 from workers.nn.relus import LayerFunction
-from workers.precision import rounding
 
 BAR = Bar(1.5)
 IMAGES = 16
@@ -85,27 +83,21 @@ class Pairs:
                 values = self._function(images)[:, unit, self._layer.height // 2, self._layer.width // 2]
                 torch.autograd.grad(values.sum(), images)
 
-        return self._time(differentiate)
+        return timed(self._threads, self._device, differentiate)
 
     def project(self, rule: Rule) -> float:
         """Of the method alone."""
         one = self._patterns.round({place: self._request(place, 0) for place in range(self._number)})
-        return self._time(lambda: list(project(self._function, self._images, [one], rule)))
+        return timed(self._threads, self._device, lambda: list(project(self._function, self._images, [one], rule)))
 
     def rows(self, units: int) -> float:
         """Of all that the stage computes: decoded images in, rows with their pictures out."""
         asked = [self._request(image, unit) for image in range(self._number) for unit in range(units)]
-        return self._time(
-            lambda: [self._stage.row(self._patterns, *one, 4) for one in self._patterns.project(self._pixels, asked)]
+        return timed(
+            self._threads,
+            self._device,
+            lambda: [self._stage.row(self._patterns, *one, 4) for one in self._patterns.project(self._pixels, asked)],
         )
 
     def _request(self, image: int, unit: int) -> Request:
         return Request(image, unit, self._layer.height // 2, self._layer.width // 2)
-
-    def _time(self, work: Callable[[], object]) -> float:
-        with torch_threads(self._threads), rounding("float32"):
-            start = perf_counter()
-            work()
-            if self._device == "cuda":
-                torch.cuda.synchronize()
-            return perf_counter() - start

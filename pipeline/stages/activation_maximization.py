@@ -7,29 +7,19 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.errors import SettingsError
-from pipeline.results import staging_path
-from pipeline.sealed import read_sealed
-from pipeline.stage import Job, Layer, LayerJob, Reduced, stage_table
-from pipeline.stages.chosen_units import UnitStage
+from pipeline.stage import Job, Layer, LayerJob
+from pipeline.stages.chosen_units import BatchStage
 from pipeline.stages.unit_pictures import Batch, Pair, UnitPictures
-from pipeline.threads import read_ahead
 from schemas import ACTIVATION_MAXIMIZATION, Table
 from workers.methods.activation_maximization import PRESETS, Preset, Target
 from workers.nn.canvas import Recipe, Rule, Space
 from workers.nn.layers import smallest_side
 from workers.worker import Shard, Worker
 
-PARTIAL = Table(
-    "partial_activation_maximization",
-    1,
-    pa.schema(list(ACTIVATION_MAXIMIZATION.schema)[3:]),
-    sort=ACTIVATION_MAXIMIZATION.sort,
-)
-
 RECIPE = tuple(Recipe.__dataclass_fields__)
 
 
-class ActivationMaximization(UnitStage):
+class ActivationMaximization(BatchStage):
     """Climb from noise, or from the mean of a unit's exemplars, by the gradient of the unit's value.
 
     A preset is a whole recipe; what is set beside it replaces its own value.
@@ -37,6 +27,12 @@ class ActivationMaximization(UnitStage):
 
     name: ClassVar[str] = "activation_maximization"
     inputs: ClassVar[tuple[str, ...]] = ("detectors", "exemplars")  # at the most: see `reads`
+    partial: ClassVar[Table] = Table(
+        "partial_activation_maximization",
+        1,
+        pa.schema(list(ACTIVATION_MAXIMIZATION.schema)[3:]),
+        ACTIVATION_MAXIMIZATION.sort,
+    )
 
     preset: Preset = "fourier"
     target: Target = "neuron"  # Erhan et al. 2009: one unit at one place; channel: DeepDream and Lucid
@@ -125,9 +121,6 @@ class ActivationMaximization(UnitStage):
             )
         ]
 
-    def marker(self, shard: Shard) -> str:
-        return f"{shard.name.partition('-')[0]}.arrow"
-
     def build(self, job: Job) -> Worker:
         model = job.load_model()
         made = {name: UnitPictures(self, job, layer, model) for name, layer in job.layers.items()}
@@ -137,24 +130,11 @@ class ActivationMaximization(UnitStage):
             (layer,) = shard.layers
             return layer, made[layer].read(batches[layer][shard.first_image // self.images])
 
-        def compute(loaded: tuple[str, Batch]) -> pa.Table:
+        def compute(loaded: tuple[str, Batch]) -> list[dict[str, Any]]:
             layer, batch = loaded
-            return PARTIAL.cast(pa.Table.from_pylist(made[layer].compute(batch), schema=PARTIAL.schema))
+            return made[layer].compute(batch)
 
-        def write(shard: Shard, table: pa.Table) -> int:
-            (layer,) = shard.layers
-            return stage_table(job.store, job.layers[layer].result_id, self.marker(shard), table).bytes
-
-        return Worker(read, compute, write)
-
-    def reduce(self, job: Job, layer: LayerJob) -> Reduced:
-        def read(shard: Shard) -> pa.Table:
-            return read_sealed(job.store, staging_path(layer.result_id, self.marker(shard)))[1]
-
-        only = replace(job, layers={layer.layer.name: layer})
-        parts = list(read_ahead(read, self.shards(only)))
-        table = pa.concat_tables(parts) if parts else PARTIAL.schema.empty_table()
-        return Reduced({self.name: table.replace_schema_metadata(None)})
+        return Worker(read, compute, self.writer(job))
 
     def _batches(self, job: Job, layer: LayerJob) -> list[list[Pair]]:
         """Units and seeds, a batch after another; all seeds of a unit are in one."""

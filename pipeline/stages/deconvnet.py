@@ -1,35 +1,31 @@
 """DeconvNet: for every unit of a layer, what in its exemplars drives it, projected back to pixels."""
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import SettingsError
-from pipeline.results import read_result_table, staging_path
-from pipeline.sealed import read_sealed
-from pipeline.stage import Job, Layer, LayerJob, Reduced, stage_table
-from pipeline.stages.chosen_units import UnitStage
+from pipeline.results import read_result_table
+from pipeline.stage import Job, Layer, LayerJob
+from pipeline.stages.chosen_units import BatchStage
 from pipeline.stages.patterns import LayerPatterns, Pattern, Request, in_batches
 from pipeline.stages.real_images import decode, read_images
-from pipeline.threads import read_ahead
 from schemas import DECONVNET, EXEMPLARS, Table
 from workers.methods.deconvnet import Keep, Rule
 from workers.nn.nonlinearities import count_nonlinearities
 from workers.nn.spectrum import above_nyquist_share, first_stride, nyquist_share
 from workers.worker import Shard, Worker
 
-PARTIAL = Table("partial_deconvnet", 1, pa.schema(list(DECONVNET.schema)[3:]), sort=DECONVNET.sort)
-
 Loaded = tuple[str, list[Request], dict[int, Any]]
 
 
-class Deconvnet(UnitStage):
+class Deconvnet(BatchStage):
     """One forward pass an image, one backward pass for every unit it is an exemplar of."""
 
     name: ClassVar[str] = "deconvnet"
     inputs: ClassVar[tuple[str, ...]] = ("detectors", "exemplars")  # at the most: see `reads`
+    partial: ClassVar[Table] = Table("partial_deconvnet", 1, pa.schema(list(DECONVNET.schema)[3:]), DECONVNET.sort)
 
     rule: Rule = "deconvnet"  # Zeiler & Fergus 2014; guided: Springenberg et al. 2015; gradient: Simonyan et al. 2014
     keep: Keep = "cell"
@@ -55,9 +51,6 @@ class Deconvnet(UnitStage):
             )
         ]
 
-    def marker(self, shard: Shard) -> str:
-        return f"{shard.name.partition('-')[0]}.arrow"
-
     def build(self, job: Job) -> Worker:
         model, numerics = job.load_model(), job.study.numerics
         size = job.study.preprocessing
@@ -75,26 +68,12 @@ class Deconvnet(UnitStage):
             found = read_images(job, {one.image_id for one in requests})
             return layer, requests, {image_id: decode(job, data) for image_id, data in sorted(found.items())}
 
-        def compute(loaded: Loaded) -> pa.Table:
+        def compute(loaded: Loaded) -> list[dict[str, Any]]:
             layer, requests, images = loaded
             made = patterns[layer]
-            rows = [self.row(made, *one, stride) for one in made.project(images, requests)]
-            return PARTIAL.cast(pa.Table.from_pylist(rows, schema=PARTIAL.schema))
+            return [self.row(made, *one, stride) for one in made.project(images, requests)]
 
-        def write(shard: Shard, table: pa.Table) -> int:
-            (layer,) = shard.layers
-            return stage_table(job.store, job.layers[layer].result_id, self.marker(shard), table).bytes
-
-        return Worker(read, compute, write)
-
-    def reduce(self, job: Job, layer: LayerJob) -> Reduced:
-        def read(shard: Shard) -> pa.Table:
-            return read_sealed(job.store, staging_path(layer.result_id, self.marker(shard)))[1]
-
-        only = replace(job, layers={layer.layer.name: layer})
-        parts = list(read_ahead(read, self.shards(only)))
-        table = pa.concat_tables(parts) if parts else PARTIAL.schema.empty_table()
-        return Reduced({self.name: table.replace_schema_metadata(None)})
+        return Worker(read, compute, self.writer(job))
 
     def _num_batches(self, job: Job, layer: LayerJob) -> int:
         """How many there are; before the exemplars are there, at most so many."""
