@@ -49,7 +49,7 @@ class Diagnosis(Stage):
     correlation: float = Field(0.99, gt=0, lt=1)  # beyond which two units are one
     aliasing: bool = True  # whether patterns are looked at, which takes a dissection and the deconvnet stage
     # Share of energy about the Nyquist frequency that patterns have beyond their images', and beyond white noise's.
-    # Of networks trained alike with strides of 4 and 2 (`benchmarks.aliasing`), 2 to 12 of 32 units exceed it, and 0.
+    # Chosen by what two small networks of strides 4 and 2 and a SqueezeNet show: see BENCHMARKS.md, "The first stride".
     aliasing_limit: float = Field(0.1, ge=0, lt=1)
 
     def reads(self) -> tuple[str, ...]:

@@ -31,14 +31,6 @@ from workers.networks.mininet import VARIANTS, MiniNet
 LAYER = "features.4"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
     return small.write_source(tmp_path_factory.mktemp("follow") / "source", number=6)

@@ -45,15 +45,6 @@ DEAD = 5
 UNITS = (0, 3, DEAD, 11, 16, 23, 33, 40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in a run: batches are too small for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def write_training(folder: Path) -> Path:
     """Three checkpoints on the way from one set of random weights to another."""
     folder.mkdir()
