@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import FAILED, INTERRUPTED, InputError, RaydissectError, SettingsError
+from pipeline.errors import FAILED, INTERRUPTED, AlteredError, InputError, RaydissectError, SettingsError, StoreError
 from pipeline.redact import shown
 from pipeline.terminal import errors, log_to_stderr, print_json, print_rows, progress, say
 
@@ -166,7 +166,10 @@ def report(
     for name in names or [""]:
         study = find_study(store, name)
         place = folder / study.study_id if len(names) > 1 else folder
-        page = write_report(place, collect(store, study, asked), all_units=all_units)
+        try:
+            page = write_report(place, collect(store, study, asked), all_units=all_units)
+        except AlteredError as error:
+            raise StoreError(f"{error}; the run that made it, with --verify, makes it again") from error
         say(f"report: {page.resolve()}")
 
 

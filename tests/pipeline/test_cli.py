@@ -159,6 +159,20 @@ def test_report_of_a_study_by_the_beginning_of_its_id(small: Small, tmp_path):
     assert study in (tmp_path / "pages" / "index.html").read_text()
 
 
+def test_a_report_of_an_altered_table_names_what_makes_it_again(small: Small, tmp_path):
+    store = shutil.copytree(small.store, tmp_path / "store")
+    (table,) = (store / "tables" / "exemplars").rglob("*.parquet")
+    whole = table.read_bytes()
+    table.write_bytes(whole[:500])
+    ended = raydissect("report", f"store={store}", "-o", tmp_path / "pages")
+    assert ended.code == 1
+    assert f"{table.name} is not what was written there: " in ended.err
+    assert ended.err.rstrip().endswith("the run that made it, with --verify, makes it again")
+    assert raydissect(*small.run(store), "--verify").code == 0
+    assert raydissect("report", f"store={store}", "-o", tmp_path / "pages").code == 0
+    assert table.read_bytes() == whole
+
+
 def test_report_of_the_last_run(small: Small, tmp_path):
     store = shutil.copytree(small.store, tmp_path / "store")
     assert raydissect(*small.run(store), "model.seed=1", "stages=[layer_summary,exemplars]").code == 0
